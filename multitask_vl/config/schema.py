@@ -1,0 +1,247 @@
+"""What may stand in a configuration file: every key, its type, its meaning and its default."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration in which an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class BackboneConfig(Section):
+    """The language model that reads text and grid cells and writes the answer."""
+
+    family: str = "bart"
+    """Which file of `multitask_vl.models` knows its layers."""
+    pretrained: str | None = None
+    """Hub name or local folder of the weights. None: random weights of the sizes in `config`, seeded by `seed`."""
+    config: dict[str, Any] = {}
+    """Sizes by their transformers names (d_model, encoder_layers, ...), used when `pretrained` is None."""
+    tokenizer: str | None = None
+    """Hub name or local folder of the tokenizer. None: the one of `pretrained`."""
+    extra_tokens: Annotated[int, Field(ge=0)] = 200
+    """Rows added to the vocabulary, half `<extra_id_i>`, half `<vis_extra_id_i>` (the grid cells' order embeddings)."""
+    dropout: Share = 0.1
+    """Rate of every dropout of the backbone (hidden, attention, activation)."""
+
+
+class VisualConfig(Section):
+    """How grid features become tokens (VL-Adapter's visual embedding)."""
+
+    feature_dim: Positive = 2048
+    """Channels of a grid cell; must agree with the feature store."""
+    pool: tuple[Positive, Positive] | None = (6, 6)
+    """Adaptive max-pool of each image's grid, rows by columns. None: cells as stored."""
+    max_images: Positive = 2
+    """Rows of the image-order embedding."""
+    boxes: Literal["zeros", "grid"] = "zeros"
+    """What enters the box branch: zeros as published, or each cell's own corners in [0, 1]."""
+    order_embedding: bool = True
+    """Add image-order and cell-order embeddings (the latter are rows of the frozen word embedding)."""
+    standardize: bool = False
+    """Start the projection so that it standardises each channel by the training features' mean and spread (an initial
+    value only). Off in the published recipe."""
+
+
+class ClipConfig(Section):
+    """The frozen trunk that makes grid features. Two lines swap the tiny one for the real one."""
+
+    model: str = "RN101"
+    """An open_clip model name, or the path of a JSON with an open_clip model configuration."""
+    pretrained: str | None = None
+    """An open_clip weights tag (`openai`) or a local path. None: random weights, seeded by `weights_seed`."""
+    weights_seed: int = 0
+    """Seed of the random weights when `pretrained` is None."""
+    image_size: Positive = 224
+    """Side of the square the trunk sees, in pixels. The grid's side is a thirty-second of it."""
+    resize: Literal["squash", "crop"] = "squash"
+    """Squash to the square (published), or shortest side + centre crop."""
+
+
+class FeaturesConfig(Section):
+    """The HDF5 store of grid features, and how to fill it."""
+
+    store: list[Path] | Path = Path("features.h5")
+    """One store or several; keys must not repeat between them."""
+    images: list[Path] = []
+    """Folders searched for images when extracting; a picture's key is its file name without the ending."""
+    batch_size: Positive = 64
+    """Images a forward pass."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that decode images beside the trunk."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Arithmetic of the trunk; the store is float16 in any case."""
+    control: Literal["none", "shuffled"] = "none"
+    """`shuffled`: every example gets the features of another image, in training and evaluation: the blind control."""
+
+
+class DecodingConfig(Section):
+    """How a task turns decoder states into text."""
+
+    kind: Literal["greedy", "beam", "choice"] = "greedy"
+    """`choice` compares the first-token logits of `choices` after the forced start tokens; no generation."""
+    num_beams: Positive = 1
+    """Beams, for kind `beam`."""
+    max_length: Positive = 20
+    """Longest output in tokens, start token included."""
+    no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 3
+    """No n-gram of this size twice (3 is bart-base's own setting); 0 switches it off."""
+    length_penalty: float = 1.0
+    """Exponent of the length in beam scores."""
+    choices: tuple[str, ...] = ()
+    """Candidate answers, for kind `choice`; the first wins a tie."""
+
+
+class TaskConfig(Section):
+    """Keys that every task has. A task's file extends this with its own."""
+
+    type: str | None = None
+    """The registered task to use. None: the key under `tasks:` names it."""
+    prompt: str = ""
+    """Put before the text, trailing space included."""
+    max_input_tokens: Positive | None = None
+    """Longest input in tokens, prompt and specials included. None: no limit."""
+    max_target_tokens: Positive | None = None
+    """Longest target in tokens, specials included. None: no limit."""
+    too_long: Literal["error", "truncate"] = "error"
+    """What happens to a longer text. Published recipes truncate; the number cut is reported."""
+    batch_share: Annotated[float, Field(gt=0)] = 1.0
+    """This task's batch is int(training.batch_size * batch_share); the published shares are 1, 100/60, 20/60, 50/60."""
+    splits: dict[str, Any] = {}
+    """Split name (train, tune, report, ...) -> the files that hold it; the task's file says which keys."""
+    decoding: DecodingConfig = DecodingConfig()
+    """How predictions are made."""
+
+
+class MethodConfig(Section):
+    """Keys that every method has. A method's file extends this with its own."""
+
+    name: str
+    """The registered method."""
+
+
+class RoutingConfig(Section):
+    """Which function combines x_H and x_R inside the bottleneck, per task."""
+
+    function: str | dict[str, str] = "none"
+    """One routing function for all tasks, or task -> function. A task left out of the mapping is an error."""
+    source: Literal["encoder_pooled", "visual_pooled"] = "encoder_pooled"
+    """What x_R is: the encoder's output (decoder sites only), or the projected grid cells (encoder and decoder sites)."""
+    pool: Literal["all", "visual", "text"] = "all"
+    """Positions of the encoder output that are averaged, for `encoder_pooled`."""
+    control: Literal["none", "noise", "ones"] = "none"
+    """Replace x_R by fresh standard-normal noise or by ones (routing paper, Table B2)."""
+
+
+class MixingConfig(Section):
+    """Which task a step trains."""
+
+    strategy: Literal["proportional", "temperature", "uniform"] = "proportional"
+    """Shares of the steps: by number of batches (published), by its power 1/temperature, or equal."""
+    temperature: Annotated[float, Field(ge=1)] = 2.0
+    """For `temperature`: 1 is proportional, large is uniform."""
+
+
+class TrainingConfig(Section):
+    """The loop: how long, how fast, how safe."""
+
+    epochs: Annotated[float, Field(gt=0)] | None = 20
+    """Passes over the mixture; exactly one of `epochs` and `steps` is set."""
+    steps: Positive | None = None
+    """Optimiser steps in all."""
+    batch_size: Positive = 500
+    """Global batch before the task's `batch_share`, over all processes."""
+    micro_batch_size: Positive | None = None
+    """Examples of one forward pass on one process; the rest is gradient accumulation. None: all at once."""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Peak learning rate."""
+    warmup_ratio: Share = 0.1
+    """Share of the steps with a rising rate; afterwards it falls linearly to 0."""
+    optimizer: Literal["adamw", "adamw_decay_after"] = "adamw"
+    """`adamw_decay_after` is the published one: transformers 4.2's AdamW, which decays after its update."""
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    """Adam's betas."""
+    eps: Annotated[float, Field(gt=0)] = 1e-6
+    """Adam's epsilon."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Decoupled decay."""
+    decay: Literal["all_but_biases", "matrices"] = "all_but_biases"
+    """What decays: everything but biases (published, norms' weights included), or only tensors of two or more axes."""
+    clip_norm: Annotated[float, Field(gt=0)] | None = 5.0
+    """Global L2 norm of the gradient is clipped here. None: no clipping."""
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    """None leaves it to `accelerate launch`."""
+    gradient_checkpointing: bool = False
+    """Recompute layers in the backward pass (non-reentrant) to save memory."""
+    workers: Annotated[int, Field(ge=0)] = 0
+    """Processes that prepare batches."""
+    log_every: Positive = 10
+    """Steps between lines of metrics.jsonl."""
+    checkpoint_every: Positive | None = 500
+    """Steps between checkpoints. None: only at the end."""
+    keep_checkpoints: Positive = 2
+    """How many of the newest checkpoints stay."""
+    resume: str | None = None
+    """`auto`: go on from the newest checkpoint of run_dir; or the path of one. None: run_dir must not exist."""
+
+
+class EvaluationConfig(Section):
+    """What is predicted and scored, and when."""
+
+    during: list[str] = ["tune"]
+    """Splits scored every `every_epochs`; a task without such a split is skipped and the log says so."""
+    final: list[str] = ["report"]
+    """Splits scored after the last step."""
+    every_epochs: Annotated[float, Field(gt=0)] | None = 1
+    """Epochs between evaluations. None: only the final one."""
+    batch_size: Positive = 64
+    """Examples a batch, over all processes."""
+    limit: Positive | None = None
+    """Score only the first so many examples of each split of `during`."""
+    caption_tokenizer: Literal["ptb", "python"] = "ptb"
+    """`ptb` is the official Java tokenizer; `python` is close to it on plain sentences and needs no Java."""
+
+
+class TrackingConfig(Section):
+    """Where curves go beside metrics.jsonl."""
+
+    trackers: list[str] = ["tensorboard"]
+    """Accelerate trackers by name."""
+
+
+class Config(Section):
+    """One run: everything that decides what it does."""
+
+    plugins: list[str] = []
+    """Modules imported first, so that their decorators can register methods, tasks and routing functions."""
+    seed: int = 42
+    """Decides, together with the step, every random draw."""
+    run_dir: Path = Path("runs/default")
+    """Where the run writes."""
+    data_dir: Path = Path(".")
+    """Relative paths under `tasks` and `features` start here."""
+    cache_dir: Path | None = None
+    """Compiled examples. None: `.cache` inside `data_dir`."""
+    backbone: BackboneConfig = BackboneConfig()
+    visual: VisualConfig = VisualConfig()
+    clip: ClipConfig = ClipConfig()
+    features: FeaturesConfig = FeaturesConfig()
+    tasks: dict[str, SerializeAsAny[TaskConfig]] = {}
+    """Task -> its settings, in the order of reports."""
+    method: list[SerializeAsAny[MethodConfig]] = []
+    """The parameter-efficient method (a mapping), or several that combine (a list)."""
+    routing: RoutingConfig = RoutingConfig()
+    mixing: MixingConfig = MixingConfig()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()

@@ -1,0 +1,39 @@
+"""How does a user learn what is wrong with their input: one screen, no traceback, exit code 2."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable, Iterable
+
+EXIT_BAD_INPUT = 2
+
+
+class InputError(Exception):
+    """Bad input, told so that a user can mend it.
+
+    Args:
+        problems: one message or several of one kind, collected before raising. A good message says what is wrong, where
+            (``file:line`` or a dotted path), how much of it, one concrete instance, and the command that mends it.
+    """
+
+    def __init__(self, problems: str | Iterable[str]):
+        self.problems = [problems] if isinstance(problems, str) else list(problems)
+        if not self.problems:
+            raise ValueError("an InputError needs at least one problem")
+        super().__init__("\n".join(self.problems))
+
+
+def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
+    """Wrap a command's ``main``: an InputError is printed to stderr and becomes exit code 2, never a traceback."""
+
+    @functools.wraps(main)
+    def wrapped(*args, **kwargs) -> int:
+        try:
+            return main(*args, **kwargs) or 0
+        except InputError as error:
+            for problem in error.problems:
+                print(f"error: {problem}", file=sys.stderr)
+            return EXIT_BAD_INPUT
+
+    return wrapped
