@@ -1,0 +1,147 @@
+"""How do rows become a batch: prompt and text to tokens, image keys to features, a drawn answer to labels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from multitask_vl.data.batch import Batch
+from multitask_vl.data.feature_store import FeatureStore
+from multitask_vl.errors import InputError
+from multitask_vl.tasks.base import Task
+
+
+class Collator:
+    """Makes batches of one task's split.
+
+    Args:
+        task: prompt, limits and target policy.
+        table: the compiled split.
+        tokenizer: of the backbone, extra tokens included.
+        store: grid features by image key.
+        stand_in: image key -> key whose features it gets instead; the blind control. Empty: every image its own.
+    """
+
+    def __init__(
+        self, task: Task, table: Dataset, tokenizer, store: FeatureStore, stand_in: dict[str, str] | None = None
+    ):
+        self.task = task
+        self.table = table
+        self.tokenizer = tokenizer
+        self.store = store
+        self.stand_in = stand_in or {}
+
+    def training(self, rows: Sequence[int], seed: int, step: int, offset: int = 0, stride: int = 1) -> Batch:
+        """The batch of a training step.
+
+        Args:
+            rows: row ids [B] of this process.
+            seed, step: decide which answer each row learns on this visit.
+            offset, stride: row i of this call is row ``offset + i * stride`` of the global batch, so that a row's draw does
+                not depend on how many processes share the batch.
+        """
+        columns = self.table[list(map(int, rows))]
+        targets, weights = [], []
+        for i, (answers, scores) in enumerate(zip(columns["answers"], columns["scores"], strict=True)):
+            rng = np.random.default_rng([seed, 2, step, offset + i * stride])
+            text, weight = self.task.target(answers, scores, rng)
+            targets.append(text)
+            weights.append(weight)
+        batch = self._inputs(columns, rows)
+        labels = self.tokenizer(
+            targets, padding=True, truncation=self.task.config.max_target_tokens is not None,
+            max_length=self.task.config.max_target_tokens, return_tensors="pt",
+        )  # fmt: skip
+        batch.labels = labels.input_ids.masked_fill(labels.attention_mask == 0, -100)
+        batch.weights = torch.tensor(weights, dtype=torch.float32)
+        return batch
+
+    def predicting(self, rows: Sequence[int]) -> Batch:
+        """The batch of rows whose targets are to be predicted."""
+        return self._inputs(self.table[list(map(int, rows))], rows)
+
+    def _inputs(self, columns: dict, rows: Sequence[int]) -> Batch:
+        config = self.task.config
+        text = self.tokenizer(
+            [config.prompt + text for text in columns["text"]], padding=True,
+            truncation=config.max_input_tokens is not None, max_length=config.max_input_tokens, return_tensors="pt",
+        )  # fmt: skip
+        keys = [self.stand_in.get(key, key) for images in columns["images"] for key in images]
+        features = torch.from_numpy(self.store.get_many(keys))
+        return Batch(
+            task=self.task.name,
+            ids=list(columns["id"]),
+            input_ids=text.input_ids,
+            attention_mask=text.attention_mask,
+            features=features.view(len(columns["id"]), -1, *features.shape[1:]),
+            rows=torch.as_tensor(np.asarray(rows, dtype=np.int64)),
+        )
+
+
+def too_long(task: Task, table: Dataset, tokenizer, split: str, with_targets: bool) -> tuple[list[str], dict[str, int]]:
+    """Texts over a task's token limits, told before anything runs.
+
+    Args:
+        with_targets: whether answers count as well (training splits).
+
+    Returns:
+        problems to raise where the task says ``too_long: error``, and the number of cut texts by kind where it says
+        ``truncate``.
+    """
+    limits = {"input": (task.config.max_input_tokens, lambda row: [task.config.prompt + row["text"]])}
+    if with_targets:
+        limits["target"] = (task.config.max_target_tokens, lambda row: row["answers"])
+    problems, cut = [], {}
+    for kind, (limit, texts_of) in limits.items():
+        if limit is None:
+            continue
+        count, longest, example = 0, 0, ""
+        for chunk in table.iter(batch_size=4096):
+            rows = [dict(zip(chunk, values, strict=True)) for values in zip(*chunk.values(), strict=True)]
+            texts = [(row["id"], text) for row in rows for text in texts_of(row)]
+            lengths = [len(ids) for ids in tokenizer([text for _, text in texts]).input_ids] if texts else []
+            for (id_, text), length in zip(texts, lengths, strict=True):
+                count += length > limit
+                if length > max(limit, longest):
+                    longest, example = length, f"{id_}: {text[:80]!r}"
+        if count and task.config.too_long == "error":
+            problems.append(
+                f"tasks.{task.name}: {count} {kind}s of split '{split}' are longer than max_{kind}_tokens={limit} "
+                f"(longest {longest} tokens, {example}). Raise tasks.{task.name}.max_{kind}_tokens, or set "
+                f"tasks.{task.name}.too_long=truncate to cut them"
+            )
+        elif count:
+            cut[kind] = count
+    return problems, cut
+
+
+def missing_features(task: Task, table: Dataset, store: FeatureStore, split: str) -> list[str]:
+    """Problems with image keys of a split that the feature store does not hold."""
+    keys = {
+        key for chunk in table.select_columns(["images"]).iter(batch_size=4096) for ks in chunk["images"] for key in ks
+    }
+    missing = store.missing(sorted(keys))
+    if not missing:
+        return []
+    return [
+        f"tasks.{task.name}: {len(missing)} of {len(keys):,} image keys of split '{split}' are missing in the feature "
+        f"store (first: {missing[0]}). Run: python launch/extract_features.py --config CONFIG, or check image_key of "
+        f"the split against: python -m feature_extraction.manage inspect STORE"
+    ]
+
+
+def shuffled_images(tables: Sequence[Dataset], seed: int) -> dict[str, str]:
+    """The blind control's map: every image key of ``tables`` to another one, a permutation without fixed points.
+
+    Raises:
+        InputError: with fewer than two images there is nothing to exchange.
+    """
+    keys = sorted({key for table in tables for ks in table["images"] for key in ks})
+    if len(keys) < 2:
+        raise InputError("features.control=shuffled needs at least two images")
+    order = np.random.default_rng([seed, 3]).permutation(len(keys))
+    # walking once round a shuffled circle leaves nobody in place
+    return {keys[order[i]]: keys[order[(i + 1) % len(keys)]] for i in range(len(keys))}

@@ -1,0 +1,88 @@
+"""How do gradients become steps: AdamW (torch's, or the published older one), linear warm-up and decay, clipping."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch.nn import Parameter
+
+from multitask_vl.config.schema import TrainingConfig
+
+
+class AdamWDecayAfter(torch.optim.AdamW):
+    """The AdamW of transformers 4.2, with which VL-Adapter's numbers were made.
+
+    It differs from torch's in two places: epsilon is added to the root of the *uncorrected* second moment, and decay is
+    subtracted from the already updated weights. Tensors without a gradient are left alone altogether, so an adapter of a
+    task that did not take this step neither moves nor decays.
+    """
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        if closure is not None:
+            raise ValueError("this optimizer takes no closure")
+        for group in self.param_groups:
+            beta1, beta2 = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["step"] = torch.tensor(0.0)
+                    state["exp_avg"] = torch.zeros_like(parameter)
+                    state["exp_avg_sq"] = torch.zeros_like(parameter)
+                state["step"] += 1
+                taken = state["step"].item()
+                state["exp_avg"].mul_(beta1).add_(parameter.grad, alpha=1 - beta1)
+                state["exp_avg_sq"].mul_(beta2).addcmul_(parameter.grad, parameter.grad, value=1 - beta2)
+                rate = group["lr"] * math.sqrt(1 - beta2**taken) / (1 - beta1**taken)
+                parameter.addcdiv_(state["exp_avg"], state["exp_avg_sq"].sqrt().add_(group["eps"]), value=-rate)
+                parameter.add_(parameter, alpha=-group["lr"] * group["weight_decay"])
+
+
+def build_optimizer(named_parameters: Mapping[str, Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimiser of the trainable tensors, in two groups: those that decay and those that do not.
+
+    Args:
+        named_parameters: name -> trainable tensor; the name decides what counts as a bias.
+        config: rate, betas, epsilon, decay and which AdamW.
+    """
+
+    def decays(name: str, parameter: Parameter) -> bool:
+        if config.decay == "matrices":
+            return parameter.ndim >= 2
+        return "bias" not in name
+
+    groups = [
+        {"params": [p for n, p in named_parameters.items() if decays(n, p)], "weight_decay": config.weight_decay},
+        {"params": [p for n, p in named_parameters.items() if not decays(n, p)], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    common = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
+    if config.optimizer == "adamw_decay_after":
+        return AdamWDecayAfter(groups, **common)
+    return torch.optim.AdamW(groups, **common)
+
+
+def learning_rate(step: int, total: int, peak: float, warmup_ratio: float) -> float:
+    """Rate used by 0-based ``step``: linear from 0 over int(total * warmup_ratio) steps, then linear to 0 at ``total``."""
+    warmup = int(total * warmup_ratio)
+    if step < warmup:
+        return peak * step / warmup
+    return peak * max(0.0, (total - step) / max(1, total - warmup))
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Use ``rate`` from the next step on, in every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
+def clip_gradients(parameters: Iterable[Parameter], max_norm: float | None) -> float:
+    """Scale gradients so that their global L2 norm is at most ``max_norm``; returns the norm before clipping.
+
+    ``None`` only measures.
+    """
+    return float(torch.nn.utils.clip_grad_norm_(list(parameters), math.inf if max_norm is None else max_norm))
