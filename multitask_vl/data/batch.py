@@ -17,7 +17,8 @@ class Batch:
         ids: example ids, length B.
         input_ids: prompt and text [B, L], right-padded.
         attention_mask: 1 on text, 0 on padding [B, L].
-        features: grid features [B, I, T, D] of I images with T cells of D channels, row-major cells; float16 or float32.
+        features: grid features [B, I, T, D] of I images with T cells (row-major) of D channels; float16 or
+            float32.
         labels: target tokens [B, T'], -100 where padded; None when predicting.
         weights: weight of each row's target [B]; None when predicting.
         rows: position of each row in its split [B], for gathering predictions in order.

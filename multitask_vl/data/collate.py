@@ -34,14 +34,19 @@ class Collator:
         self.store = store
         self.stand_in = stand_in or {}
 
+    def first(self, count: int) -> Collator:
+        """A collator of only the first ``count`` rows."""
+        table = self.table.select(range(min(count, len(self.table))))
+        return Collator(self.task, table, self.tokenizer, self.store, self.stand_in)
+
     def training(self, rows: Sequence[int], seed: int, step: int, offset: int = 0, stride: int = 1) -> Batch:
         """The batch of a training step.
 
         Args:
             rows: row ids [B] of this process.
             seed, step: decide which answer each row learns on this visit.
-            offset, stride: row i of this call is row ``offset + i * stride`` of the global batch, so that a row's draw does
-                not depend on how many processes share the batch.
+            offset, stride: row i of this call is row ``offset + i * stride`` of the global batch, so that a row's draw
+                does not depend on how many processes share the batch.
         """
         columns = self.table[list(map(int, rows))]
         targets, weights = [], []
@@ -91,46 +96,56 @@ def too_long(task: Task, table: Dataset, tokenizer, split: str, with_targets: bo
         problems to raise where the task says ``too_long: error``, and the number of cut texts by kind where it says
         ``truncate``.
     """
-    limits = {"input": (task.config.max_input_tokens, lambda row: [task.config.prompt + row["text"]])}
+    config = task.config
+    texts = {"input": lambda chunk: [config.prompt + text for text in chunk["text"]]}
     if with_targets:
-        limits["target"] = (task.config.max_target_tokens, lambda row: row["answers"])
+        texts["target"] = lambda chunk: [answer for answers in chunk["answers"] for answer in answers]
     problems, cut = [], {}
-    for kind, (limit, texts_of) in limits.items():
+    for kind, texts_of in texts.items():
+        limit = getattr(config, f"max_{kind}_tokens")
         if limit is None:
             continue
-        count, longest, example = 0, 0, ""
+        over: list[tuple[int, str]] = []
         for chunk in table.iter(batch_size=4096):
-            rows = [dict(zip(chunk, values, strict=True)) for values in zip(*chunk.values(), strict=True)]
-            texts = [(row["id"], text) for row in rows for text in texts_of(row)]
-            lengths = [len(ids) for ids in tokenizer([text for _, text in texts]).input_ids] if texts else []
-            for (id_, text), length in zip(texts, lengths, strict=True):
-                count += length > limit
-                if length > max(limit, longest):
-                    longest, example = length, f"{id_}: {text[:80]!r}"
-        if count and task.config.too_long == "error":
+            found = texts_of(chunk)
+            lengths = [len(ids) for ids in tokenizer(found).input_ids] if found else []
+            over += [(length, text) for length, text in zip(lengths, found, strict=True) if length > limit]
+        if over and config.too_long == "error":
+            length, text = max(over)
             problems.append(
-                f"tasks.{task.name}: {count} {kind}s of split '{split}' are longer than max_{kind}_tokens={limit} "
-                f"(longest {longest} tokens, {example}). Raise tasks.{task.name}.max_{kind}_tokens, or set "
+                f"tasks.{task.name}: {len(over)} {kind}s of split '{split}' are longer than max_{kind}_tokens={limit} "
+                f"(longest: {length} tokens, {text[:80]!r}). Raise tasks.{task.name}.max_{kind}_tokens, or set "
                 f"tasks.{task.name}.too_long=truncate to cut them"
             )
-        elif count:
-            cut[kind] = count
+        elif over:
+            cut[kind] = len(over)
     return problems, cut
 
 
 def missing_features(task: Task, table: Dataset, store: FeatureStore, split: str) -> list[str]:
     """Problems with image keys of a split that the feature store does not hold."""
-    keys = {
-        key for chunk in table.select_columns(["images"]).iter(batch_size=4096) for ks in chunk["images"] for key in ks
-    }
-    missing = store.missing(sorted(keys))
+    keys = image_keys(table)
+    missing = store.missing(keys)
     if not missing:
         return []
     return [
         f"tasks.{task.name}: {len(missing)} of {len(keys):,} image keys of split '{split}' are missing in the feature "
-        f"store (first: {missing[0]}). Run: python launch/extract_features.py --config CONFIG, or check image_key of "
-        f"the split against: python -m feature_extraction.manage inspect STORE"
+        f"store (first: {missing[0]}). Run: python launch/extract_features.py --config CONFIG, or compare image_key of "
+        f"the split with: python -m feature_extraction.manage inspect STORE"
     ]
+
+
+def image_keys(*tables: Dataset) -> list[str]:
+    """All image keys of some tables, sorted, each once."""
+    return sorted(
+        {
+            key
+            for table in tables
+            for chunk in table.select_columns(["images"]).iter(batch_size=4096)
+            for keys in chunk["images"]
+            for key in keys
+        }
+    )
 
 
 def shuffled_images(tables: Sequence[Dataset], seed: int) -> dict[str, str]:
@@ -139,7 +154,7 @@ def shuffled_images(tables: Sequence[Dataset], seed: int) -> dict[str, str]:
     Raises:
         InputError: with fewer than two images there is nothing to exchange.
     """
-    keys = sorted({key for table in tables for ks in table["images"] for key in ks})
+    keys = image_keys(*tables)
     if len(keys) < 2:
         raise InputError("features.control=shuffled needs at least two images")
     order = np.random.default_rng([seed, 3]).permutation(len(keys))

@@ -32,10 +32,10 @@ class Draw:
 class Schedule:
     """The order of tasks and rows, the same on every process and after every restart.
 
-    Time is cut into cycles of `steps_per_epoch` steps. Each cycle gives every task a fixed number of steps (its share) in an
-    order shuffled by (seed, cycle). A task walks through its rows without replacement, in an order shuffled by
-    (seed, task, pass), and starts the next pass where the last one ended; the last batch of a pass may be smaller. With the
-    ``proportional`` mixture a cycle is one pass over every task, as in VL-Adapter (reference section 8.1).
+    Time is cut into cycles of `steps_per_epoch` steps. Each cycle gives every task a fixed number of steps (its share)
+    in an order shuffled by (seed, cycle). A task walks through its rows without replacement, in an order shuffled by
+    (seed, task, pass), and starts the next pass where the last one ended; the last batch of a pass may be smaller. With
+    the ``proportional`` mixture a cycle is one pass over every task, as VL-Adapter's round-robin loader does.
 
     Args:
         sizes: task -> number of training rows.

@@ -14,9 +14,9 @@ from multitask_vl.config.schema import TrainingConfig
 class AdamWDecayAfter(torch.optim.AdamW):
     """The AdamW of transformers 4.2, with which VL-Adapter's numbers were made.
 
-    It differs from torch's in two places: epsilon is added to the root of the *uncorrected* second moment, and decay is
-    subtracted from the already updated weights. Tensors without a gradient are left alone altogether, so an adapter of a
-    task that did not take this step neither moves nor decays.
+    It differs from torch's in two places: epsilon is added to the root of the *uncorrected* second moment, and decay
+    is subtracted from the already updated weights. Tensors without a gradient are left alone altogether, so an adapter
+    of a task that did not take this step neither moves nor decays.
     """
 
     @torch.no_grad()
@@ -67,7 +67,7 @@ def build_optimizer(named_parameters: Mapping[str, Parameter], config: TrainingC
 
 
 def learning_rate(step: int, total: int, peak: float, warmup_ratio: float) -> float:
-    """Rate used by 0-based ``step``: linear from 0 over int(total * warmup_ratio) steps, then linear to 0 at ``total``."""
+    """Rate of 0-based ``step``: linear from 0 over int(total * warmup_ratio) steps, then linear to 0 at ``total``."""
     warmup = int(total * warmup_ratio)
     if step < warmup:
         return peak * step / warmup

@@ -1,0 +1,32 @@
+# Two promises: `make demo` shows the whole path, `make test` passes; each on a fresh machine with only Python 3.11.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+WORLD := data/world
+RUN := runs/quickstart
+BLIND := runs/quickstart_blind
+
+.PHONY: demo test lint clean
+
+$(VENV)/.ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@
+
+demo: $(VENV)/.ready
+	rm -rf $(RUN) $(BLIND)
+	$(BIN)/python -m multitask_vl.synthetic.build --out $(WORLD)
+	$(BIN)/python launch/extract_features.py --config configs/quickstart.yaml
+	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml launch/train_multitask.py --config configs/quickstart.yaml
+	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml launch/train_multitask.py --config configs/quickstart_blind.yaml
+	$(BIN)/python -m multitask_vl.reports $(RUN) --control $(BLIND)
+
+test: $(VENV)/.ready lint
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=90
+
+lint: $(VENV)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf $(VENV) data runs

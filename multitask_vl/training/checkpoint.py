@@ -1,0 +1,158 @@
+"""What survives a death: checkpoints that are whole or absent, checked by their sums, without a pickle in them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch.nn import Parameter
+
+from multitask_vl.errors import InputError
+
+PREFIX = "step-"
+TEMPORARY = ".writing-"
+
+
+def save(
+    folder: Path,
+    step: int,
+    parameters: Mapping[str, Parameter],
+    optimizer: torch.optim.Optimizer,
+    record: Mapping[str, object],
+    keep: int,
+) -> Path:
+    """Write the state after ``step`` steps as ``folder/step-00000123`` and drop all but the ``keep`` newest.
+
+    The folder appears by a rename once every byte is on the disk, so a reader sees a whole checkpoint or none.
+
+    Args:
+        parameters: trainable tensors by name.
+        optimizer: its moments are stored under the parameters' names.
+        record: JSON-able facts to keep with it (the configuration, ...).
+
+    Raises:
+        InputError: when the disk is full; what was saved before is untouched.
+    """
+    target = folder / f"{PREFIX}{step:08d}"
+    writing = folder / f"{TEMPORARY}{step:08d}"
+    shutil.rmtree(writing, ignore_errors=True)
+    try:
+        writing.mkdir(parents=True)
+        weights = {name: parameter.detach().cpu().contiguous() for name, parameter in parameters.items()}
+        save_file(weights, writing / "weights.safetensors")
+        save_file(_moments(parameters, optimizer), writing / "optimizer.safetensors")
+        sums = {path.name: _sha256(path) for path in sorted(writing.glob("*.safetensors"))}
+        state = {"step": step, "sha256": sums, **record}
+        (writing / "state.json").write_text(json.dumps(state, indent=1, sort_keys=True))
+        for path in writing.iterdir():
+            _sync(path)
+        _sync(writing)
+        if target.exists():
+            shutil.rmtree(target)
+        writing.rename(target)
+        _sync(folder)
+    except OSError as error:
+        shutil.rmtree(writing, ignore_errors=True)
+        raise InputError(
+            f"cannot write checkpoint {target}: {error.strerror or error}. The last good one is untouched; make room "
+            f"and start the same command with training.resume=auto"
+        ) from error
+    for old in steps(folder)[:-keep]:
+        shutil.rmtree(old)
+    return target
+
+
+def steps(folder: Path) -> list[Path]:
+    """Checkpoints in ``folder``, oldest first, damaged ones included."""
+    return sorted(folder.glob(f"{PREFIX}*"))
+
+
+def damage(checkpoint: Path) -> str | None:
+    """Why a checkpoint cannot be used, or None if it is whole."""
+    try:
+        state = json.loads((checkpoint / "state.json").read_text())
+        for name, expected in state["sha256"].items():
+            if _sha256(checkpoint / name) != expected:
+                return f"{name} does not match its checksum"
+    except (OSError, ValueError, KeyError) as error:
+        return f"state.json or a file it names is missing or malformed ({type(error).__name__}: {error})"
+    return None
+
+
+def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest undamaged checkpoint, and a remark for each damaged one that was passed over."""
+    remarks = []
+    for checkpoint in reversed(steps(folder)):
+        reason = damage(checkpoint)
+        if reason is None:
+            return checkpoint, remarks
+        remarks.append(f"checkpoint {checkpoint} is damaged and passed over: {reason}")
+    return None, remarks
+
+
+def read_state(checkpoint: Path) -> dict:
+    """What was recorded with a checkpoint; ``step`` among it."""
+    return json.loads((checkpoint / "state.json").read_text())
+
+
+def load(checkpoint: Path, parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> int:
+    """Put weights and moments back, strictly; returns the number of steps taken.
+
+    Raises:
+        InputError: if the checkpoint is damaged or holds other tensors than the model trains.
+    """
+    reason = damage(checkpoint)
+    if reason is not None:
+        raise InputError(f"checkpoint {checkpoint}: {reason}")
+    weights = load_file(checkpoint / "weights.safetensors")
+    problems = [f"checkpoint {checkpoint}: tensor {name} is missing" for name in parameters.keys() - weights.keys()]
+    problems += [
+        f"checkpoint {checkpoint}: tensor {name} is not trained here" for name in weights.keys() - parameters.keys()
+    ]
+    problems += [
+        f"checkpoint {checkpoint}: tensor {name} has shape {tuple(weights[name].shape)}, the model's is "
+        f"{tuple(parameters[name].shape)}"
+        for name in parameters.keys() & weights.keys()
+        if weights[name].shape != parameters[name].shape
+    ]
+    if problems:
+        raise InputError(sorted(problems))
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(weights[name])
+    moments = load_file(checkpoint / "optimizer.safetensors")
+    for name, parameter in parameters.items():
+        keys = {key.removeprefix(f"{name}/"): key for key in moments if key.startswith(f"{name}/")}
+        if keys:
+            optimizer.state[parameter] = {
+                kind: moments[key] if kind == "step" else moments[key].to(parameter.device)
+                for kind, key in keys.items()
+            }
+    return int(read_state(checkpoint)["step"])
+
+
+def _moments(parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
+    return {
+        f"{name}/{kind}": value.detach().cpu().contiguous()
+        for name, parameter in parameters.items()
+        for kind, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,202 @@
+"""How is a model trained: one loop, to be read from top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from contextlib import nullcontext
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Dataset
+
+from multitask_vl.config import Loaded
+from multitask_vl.config.schema import Config
+from multitask_vl.data.batch import Batch
+from multitask_vl.data.schedule import Draw, Schedule
+from multitask_vl.errors import InputError
+from multitask_vl.evaluation.evaluate import evaluate, write_json
+from multitask_vl.methods.io import save_adapter
+from multitask_vl.training import checkpoint
+from multitask_vl.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
+from multitask_vl.training.resume import claim_run_folder
+from multitask_vl.training.setup import TRAIN, Run, make_accelerator, prepare
+from multitask_vl.training.tracking import Metrics, Progress, start_trackers
+
+
+def train(loaded: Loaded) -> dict[str, dict]:
+    """Train, evaluate and save one run; returns the final scores by split (on the main process).
+
+    Every random draw is keyed by (seed, step), and the state after a step is weights, moments and the step's number. So
+    a run that died and was started again with ``training.resume=auto`` has the same numbers as one that did not.
+    """
+    config = loaded.config
+    settings = config.training
+    accelerator = make_accelerator(config)
+    start_from = claim_run_folder(loaded, accelerator)
+    wanted = list(dict.fromkeys([TRAIN, *config.evaluation.during, *config.evaluation.final]))
+    run = prepare(config, accelerator, wanted)
+    model, schedule = run.model, run.schedule()
+    total = settings.steps or math.ceil(settings.epochs * schedule.steps_per_epoch)
+
+    parameters = model.trainable()
+    optimizer = build_optimizer(parameters, settings)
+    done = checkpoint.load(start_from, parameters, optimizer) if start_from else 0
+    if settings.gradient_checkpointing:
+        model.enable_gradient_checkpointing()
+    wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
+
+    metrics = Metrics(config.run_dir / "metrics.jsonl", after_step=done) if accelerator.is_main_process else None
+    progress = Progress(total, done, active=accelerator.is_main_process)
+    start_trackers(accelerator, config.model_dump(mode="json"))
+    for remark in run.remarks:
+        progress.say(remark)
+    progress.say(_summary(run, schedule, total, accelerator))
+
+    evaluate_every = _steps_between_evaluations(config, schedule)
+    batches = _loader(run, schedule, done, total, accelerator)
+    wrapped.train()
+    for draw, batch in batches:
+        began = time.perf_counter()
+        batch = batch.to(accelerator.device, non_blocking=True)
+        task = run.tasks[draw.task]
+        torch.manual_seed(_seed(config.seed, draw.step, accelerator.process_index))
+        set_learning_rate(optimizer, learning_rate(draw.step, total, settings.lr, settings.warmup_ratio))
+
+        # the denominator is that of the global batch, so that shards and micro-batches add up to one mean
+        counted = accelerator.process_index < len(draw.rows)
+        valid = batch.labels != -100
+        denominator = task.reduce(torch.zeros(valid.shape, device=valid.device), valid, batch.weights)[1] * counted
+        denominator = accelerator.reduce(denominator, "sum").clamp(min=1e-12)
+        pieces = _micro_batches(batch, settings.micro_batch_size)
+        loss = torch.zeros((), device=accelerator.device)
+        for i, piece in enumerate(pieces):
+            with accelerator.no_sync(wrapped) if i < len(pieces) - 1 else nullcontext():
+                numerator, _ = task.reduce(wrapped(piece), piece.labels != -100, piece.weights)
+                share = numerator * counted / denominator
+                # processes average their gradients, but these are shares of a sum
+                accelerator.backward(share * accelerator.num_processes)
+            loss += share.detach()
+
+        accelerator.unscale_gradients(prepared_optimizer)
+        norm = clip_gradients(parameters.values(), settings.clip_norm)
+        loss = float(accelerator.reduce(loss, "sum"))
+        if not math.isfinite(loss) or (not math.isfinite(norm) and accelerator.scaler is None):
+            raise InputError(_not_finite(draw, batch, loss, norm))
+        prepared_optimizer.step()
+        prepared_optimizer.zero_grad(set_to_none=True)
+        done = draw.step + 1
+
+        rate = optimizer.param_groups[0]["lr"]
+        progress.advance(f"{draw.task} loss {loss:.3f}")
+        if metrics and (done % settings.log_every == 0 or done == total):
+            row = {"step": done, "task": draw.task, "loss": loss, "lr": rate, "grad_norm": norm}
+            metrics.add(**row, wall_s=round(time.perf_counter() - began, 4))
+        if done % settings.log_every == 0:
+            accelerator.log({f"loss/{draw.task}": loss, "lr": rate, "grad_norm": norm}, step=done)
+
+        if evaluate_every and done % evaluate_every == 0 and done < total:
+            scores = _evaluate_during(run, accelerator, progress)
+            for split, result in scores.items():
+                values = {name: entry["value"] for name, entry in result["tasks"].items()}
+                metrics.add(step=done, split=split, scores=values)
+                accelerator.log({f"{split}/{name}": value for name, value in values.items()}, step=done)
+        if done == total or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
+            if accelerator.is_main_process:
+                record = {"config": config.model_dump(mode="json"), "threads": torch.get_num_threads()}
+                folder = config.run_dir / "checkpoints"
+                checkpoint.save(folder, done, parameters, optimizer, record, settings.keep_checkpoints)
+            accelerator.wait_for_everyone()
+    progress.close()
+
+    results = _finish(run, accelerator, metrics, total, progress)
+    accelerator.end_training()
+    return results
+
+
+class _Steps(Dataset):
+    """Step number -> this process's share of its batch. Workers read ahead; the order is the schedule's."""
+
+    def __init__(self, run: Run, schedule: Schedule, accelerator: Accelerator):
+        self.run_collators = {task: run.collators[task, TRAIN] for task in run.tasks}
+        self.schedule, self.seed = schedule, run.config.seed
+        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+
+    def __getitem__(self, step: int) -> tuple[Draw, Batch]:
+        draw = self.schedule.draw(step)
+        # a global batch smaller than the number of processes: the rest repeat its first row with no weight
+        rows = draw.rows[self.rank :: self.world] if self.rank < len(draw.rows) else draw.rows[:1]
+        batch = self.run_collators[draw.task].training(rows, self.seed, step, offset=self.rank, stride=self.world)
+        return draw, batch
+
+
+def _loader(run: Run, schedule: Schedule, done: int, total: int, accelerator: Accelerator) -> DataLoader:
+    workers = run.config.training.workers
+    return DataLoader(
+        _Steps(run, schedule, accelerator),
+        sampler=range(done, total),
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=4 if workers else None,
+        pin_memory=accelerator.device.type == "cuda",
+    )
+
+
+def _micro_batches(batch: Batch, size: int | None) -> list[Batch]:
+    if size is None or size >= len(batch):
+        return [batch]
+    return [batch.rows_slice(start, start + size) for start in range(0, len(batch), size)]
+
+
+def _seed(seed: int, step: int, rank: int) -> int:
+    return int(np.random.SeedSequence([seed, 4, step, rank]).generate_state(1, np.uint64)[0])
+
+
+def _steps_between_evaluations(config: Config, schedule: Schedule) -> int | None:
+    if config.evaluation.every_epochs is None or not config.evaluation.during:
+        return None
+    return max(1, round(config.evaluation.every_epochs * schedule.steps_per_epoch))
+
+
+def _summary(run: Run, schedule: Schedule, total: int, accelerator: Accelerator) -> str:
+    trainable, everything = run.model.parameter_counts()
+    tasks = ", ".join(f"{t} {schedule.sizes[t]:,} rows x{schedule.batch_sizes[t]}" for t in run.tasks)
+    return (
+        f"{total} steps ({total / schedule.steps_per_epoch:.1f} epochs) on {accelerator.num_processes} x "
+        f"{accelerator.device.type}, {accelerator.mixed_precision} precision; {tasks}; "
+        f"training {trainable:,} of {everything:,} parameters ({100 * trainable / everything:.2f} %)"
+    )
+
+
+def _not_finite(draw: Draw, batch: Batch, loss: float, norm: float) -> str:
+    return (
+        f"step {draw.step}: loss {loss} and gradient norm {norm} on task {draw.task}, examples {batch.ids[:3]}... "
+        f"Lower training.lr or training.clip_norm, or look at these examples; go on from the last checkpoint with "
+        f"training.resume=auto"
+    )
+
+
+def _evaluate_during(run: Run, accelerator: Accelerator, progress: Progress) -> dict[str, dict]:
+    config = run.config.evaluation
+    splits = run.splits(config.during)
+    if config.limit:
+        splits = {split: [c.first(config.limit) for c in collators] for split, collators in splits.items()}
+    folder = run.config.run_dir / "during"
+    return evaluate(run.model, splits, folder, config, accelerator, progress.say)
+
+
+def _finish(run: Run, accelerator: Accelerator, metrics: Metrics | None, total: int, progress: Progress) -> dict:
+    config = run.config
+    splits = run.splits(list(dict.fromkeys([*config.evaluation.during, *config.evaluation.final])))
+    results = evaluate(run.model, splits, config.run_dir, config.evaluation, accelerator, progress.say)
+    if accelerator.is_main_process:
+        for split, result in results.items():
+            values = {name: entry["value"] for name, entry in result["tasks"].items()}
+            metrics.add(step=total, split=split, scores=values)
+        trainable, everything = run.model.parameter_counts()
+        counts = {"trainable": trainable, "total": everything}
+        save_adapter(run.model, config.run_dir / "adapter", config)
+        write_json(config.run_dir / "scores.json", {"step": total, "splits": results, "parameters": counts})
+    accelerator.wait_for_everyone()
+    return results

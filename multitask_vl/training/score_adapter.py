@@ -1,0 +1,33 @@
+"""How good is an adapter that was saved: load it into its backbone, predict and score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from multitask_vl.config.schema import Config
+from multitask_vl.errors import InputError
+from multitask_vl.evaluation.evaluate import evaluate, write_json
+from multitask_vl.methods.io import load_adapter
+from multitask_vl.training.setup import make_accelerator, prepare
+
+
+def score_adapter(config: Config, adapter: Path, out: Path, splits: list[str]) -> dict[str, dict]:
+    """Score ``splits`` with the adapter in folder ``adapter``; files go under ``out`` as in a run folder.
+
+    Raises:
+        InputError: the adapter does not fit the configuration, or no task has one of the splits.
+    """
+    accelerator = make_accelerator(config)
+    run = prepare(config, accelerator, splits)
+    empty = [split for split, collators in run.splits(splits).items() if not collators]
+    if empty:
+        raise InputError(f"--splits: no task has a split {', '.join(map(repr, empty))}")
+    load_adapter(run.model, adapter)
+    results = evaluate(run.model, run.splits(splits), out, config.evaluation, accelerator, accelerator.print)
+    if accelerator.is_main_process:
+        trainable, everything = run.model.parameter_counts()
+        write_json(
+            out / "scores.json", {"splits": results, "parameters": {"trainable": trainable, "total": everything}}
+        )
+    accelerator.end_training()
+    return results

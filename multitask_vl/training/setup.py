@@ -1,0 +1,134 @@
+"""What does a run need before its first step: tasks, compiled splits, features, tokenizer, model, checked together."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+
+from multitask_vl.config.schema import Config
+from multitask_vl.data.collate import Collator, image_keys, missing_features, shuffled_images, too_long
+from multitask_vl.data.examples import compiled
+from multitask_vl.data.feature_store import FeatureStore, check_manifest
+from multitask_vl.data.schedule import Schedule
+from multitask_vl.errors import InputError
+from multitask_vl.evaluation.predict import choice_ids
+from multitask_vl.models.build import build_model, load_tokenizer
+from multitask_vl.models.seq2seq import VLSeq2Seq
+from multitask_vl.tasks.base import Task
+from multitask_vl.tasks.build import build_tasks
+
+TRAIN = "train"
+
+
+@dataclasses.dataclass
+class Run:
+    """Everything a run works with.
+
+    Attributes:
+        collators: (task, split) -> what makes its batches.
+        remarks: what the user should know though nothing is wrong (texts that are cut, splits a task does not have).
+    """
+
+    config: Config
+    tasks: dict[str, Task]
+    collators: dict[tuple[str, str], Collator]
+    model: VLSeq2Seq
+    remarks: list[str]
+
+    def schedule(self) -> Schedule:
+        """Which task and rows each step trains."""
+        sizes = {task: len(self.collators[task, TRAIN].table) for task in self.tasks}
+        batches = {
+            name: max(1, int(self.config.training.batch_size * task.config.batch_share))
+            for name, task in self.tasks.items()
+        }
+        return Schedule(sizes, batches, self.config.mixing, self.config.seed)
+
+    def splits(self, wanted: list[str]) -> dict[str, list[Collator]]:
+        """Split -> collators of the tasks that have it."""
+        return {
+            split: [self.collators[task, split] for task in self.tasks if (task, split) in self.collators]
+            for split in wanted
+        }
+
+
+def make_accelerator(config: Config) -> Accelerator:
+    """The accelerator of a run: device and processes from the launcher, trackers from the configuration."""
+    return Accelerator(
+        # without this flag two CPU processes would look for a GPU backend
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=config.training.mixed_precision,
+        log_with=config.tracking.trackers or None,
+        project_dir=str(config.run_dir),
+        # a step of one task leaves the other tasks' branches without gradient, on every process alike
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+    )
+
+
+def prepare(config: Config, accelerator: Accelerator, splits: list[str]) -> Run:
+    """Load and check what a run over ``splits`` needs.
+
+    Raises:
+        InputError: every problem that can be found before the first step, collected: files, texts over their limits,
+            image keys without features, a store that another trunk made.
+    """
+    tasks = build_tasks(config)
+    if not tasks:
+        raise InputError("tasks: at least one task is needed; compose one of configs/tasks/*.yaml")
+    tokenizer = load_tokenizer(config.backbone)
+    stores = config.features.store if isinstance(config.features.store, list) else [config.features.store]
+    store = FeatureStore([_under(config.data_dir, path) for path in stores])
+    problems, remarks = check_manifest(store.manifest, config.clip, config.visual), []
+    cache = config.cache_dir or config.data_dir / ".cache"
+    tables = {}
+    for name, task in tasks.items():
+        for split in splits:
+            if split not in task.config.splits:
+                if split == TRAIN:
+                    problems.append(f"tasks.{name}.splits: there is no 'train' among {sorted(task.config.splits)}")
+                remarks.append(f"task {name} has no split '{split}' and is left out of it")
+                continue
+            try:
+                with accelerator.main_process_first():
+                    tables[name, split] = compiled(task, split, cache)
+            except InputError as error:
+                problems += error.problems
+                continue
+            problems += missing_features(task, tables[name, split], store, split)
+            long, cut = too_long(task, tables[name, split], tokenizer, split, with_targets=split == TRAIN)
+            problems += long
+            remarks += [f"task {name}, split {split}: {count} {kind}s are cut" for kind, count in cut.items()]
+        if task.decoding.kind == "choice":
+            choice_ids(task, tokenizer)
+    if problems:
+        raise InputError(problems)
+
+    collators = {}
+    for (name, split), table in tables.items():
+        stand_in = None
+        if config.features.control == "shuffled":
+            stand_in = shuffled_images([t for (_, other), t in tables.items() if other == split], config.seed)
+        collators[name, split] = Collator(tasks[name], table, tokenizer, store, stand_in)
+    model = build_model(config, tokenizer, device=accelerator.device)
+    if config.visual.standardize and TRAIN in splits:
+        model.visual.init_standardized(
+            *_statistics(store, [t for (_, s), t in tables.items() if s == TRAIN], config.seed)
+        )
+    return Run(config, tasks, collators, model, remarks)
+
+
+def _under(folder: Path, path: Path) -> Path:
+    path = path.expanduser()
+    return path if path.is_absolute() else folder / path
+
+
+def _statistics(store: FeatureStore, tables: list, seed: int, images: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean and spread of each channel [D] over the cells of some training images."""
+    keys = image_keys(*tables)
+    drawn = np.random.default_rng([seed, 5]).choice(len(keys), size=min(images, len(keys)), replace=False)
+    cells = torch.from_numpy(store.get_many([keys[i] for i in sorted(drawn)])).float().flatten(0, 1)
+    return cells.mean(0), cells.std(0)

@@ -1,0 +1,86 @@
+"""What a run leaves to read: metrics.jsonl without gaps or repeats, trackers beside it, progress on a terminal."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from accelerate import Accelerator
+from tqdm import tqdm
+
+
+class Metrics:
+    """``metrics.jsonl``: one JSON object a line, each with a ``step`` (steps taken so far).
+
+    Args:
+        path: the file.
+        after_step: rows of later steps are dropped first; they belong to a run that died past its last checkpoint. A
+            line cut short by the death goes with them.
+    """
+
+    def __init__(self, path: Path, after_step: int):
+        self.path = path
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= after_step]
+            writing = path.with_suffix(".writing")
+            writing.write_text("".join(f"{line}\n" for line in kept))
+            os.replace(writing, path)
+
+    def add(self, **row) -> None:
+        """Append a row; it is on the disk when this returns."""
+        with self.path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _step_of(line: str) -> float:
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+class Progress:
+    """A progress bar on a terminal; elsewhere a line every ``every_s`` seconds. Only the main process speaks."""
+
+    def __init__(self, total: int, done: int, active: bool, every_s: float = 15.0):
+        self.total, self.done, self.active, self.every_s = total, done, active, every_s
+        self.started, self.spoken, self.first = time.monotonic(), time.monotonic(), done
+        self.bar = tqdm(total=total, initial=done, unit="step", disable=None if active else True, file=sys.stderr)
+
+    def advance(self, note: str) -> None:
+        """One step is done; ``note`` says how it went."""
+        self.done += 1
+        self.bar.set_postfix_str(note, refresh=False)
+        self.bar.update()
+        now = time.monotonic()
+        if self.active and self.bar.disable and (now - self.spoken > self.every_s or self.done == self.total):
+            rate = (self.done - self.first) / (now - self.started)
+            left = (self.total - self.done) / rate
+            self.say(f"step {self.done}/{self.total}, {rate:.1f} steps/s, {left / 60:.1f} min left, {note}")
+            self.spoken = now
+
+    def say(self, text: str) -> None:
+        """A line that does not disturb the bar."""
+        if self.active:
+            tqdm.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the terminal tidy."""
+        self.bar.close()
+
+
+def start_trackers(accelerator: Accelerator, config: Mapping[str, object]) -> None:
+    """Start the trackers the accelerator was made with; nested configuration becomes dotted keys."""
+
+    def flat(prefix: str, value: object) -> dict[str, object]:
+        if isinstance(value, Mapping):
+            return {k: v for key, inner in value.items() for k, v in flat(f"{prefix}{key}.", inner).items()}
+        return {prefix[:-1]: value if isinstance(value, int | float | bool | str) else str(value)}
+
+    accelerator.init_trackers("multitask_vl", config=flat("", config))

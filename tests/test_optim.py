@@ -1,0 +1,96 @@
+"""The optimiser, the rate and the clipping against hand calculations and torch's own."""
+
+import math
+
+import pytest
+import torch
+
+from multitask_vl.config.schema import TrainingConfig
+from multitask_vl.training.optim import (
+    AdamWDecayAfter,
+    build_optimizer,
+    clip_gradients,
+    learning_rate,
+    set_learning_rate,
+)
+
+
+def settings(**changes) -> TrainingConfig:
+    return TrainingConfig(**{"lr": 0.1, "weight_decay": 0.1, "eps": 1e-3, **changes})
+
+
+def test_decay_after_follows_its_formula():
+    weight = torch.nn.Parameter(torch.tensor([2.0]))
+    optimizer = build_optimizer({"w": weight}, settings(optimizer="adamw_decay_after"))
+    value, m, v = 2.0, 0.0, 0.0
+    for step, gradient in enumerate([0.5, -0.2, 0.3], start=1):
+        weight.grad = torch.tensor([gradient])
+        optimizer.step()
+        m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2
+        value -= 0.1 * math.sqrt(1 - 0.999**step) / (1 - 0.9**step) * m / (math.sqrt(v) + 1e-3)
+        value -= 0.1 * 0.1 * value
+        assert weight.item() == pytest.approx(value, abs=1e-6)
+
+
+def test_the_two_optimisers_differ_and_are_what_they_say():
+    torch.manual_seed(0)
+    start, gradient = torch.randn(4, 4), torch.randn(4, 4)
+    after = {}
+    for name, kind in {"adamw": torch.optim.AdamW, "adamw_decay_after": AdamWDecayAfter}.items():
+        weight = torch.nn.Parameter(start.clone())
+        optimizer = build_optimizer({"w": weight}, settings(optimizer=name))
+        assert type(optimizer) is kind
+        weight.grad = gradient.clone()
+        optimizer.step()
+        after[name] = weight.detach()
+    assert 1e-4 < (after["adamw"] - after["adamw_decay_after"]).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("name", ["adamw", "adamw_decay_after"])
+def test_a_tensor_without_gradient_neither_moves_nor_decays(name):
+    used, idle = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer({"used": used, "idle": idle}, settings(optimizer=name))
+    used.grad = torch.ones(3)
+    optimizer.step()
+    assert torch.equal(idle, torch.ones(3))
+    assert idle not in optimizer.state
+    assert not torch.equal(used, torch.ones(3))
+
+
+def test_decay_groups():
+    named = {
+        "a.weight": torch.nn.Parameter(torch.ones(2, 2)),
+        "norm.weight": torch.nn.Parameter(torch.ones(2)),
+        "a.bias": torch.nn.Parameter(torch.ones(2)),
+    }
+
+    def decaying(**changes):
+        groups = build_optimizer(named, settings(**changes)).param_groups
+        return {n for g in groups if g["weight_decay"] for n, p in named.items() if any(p is q for q in g["params"])}
+
+    assert decaying(decay="all_but_biases") == {"a.weight", "norm.weight"}
+    assert decaying(decay="matrices") == {"a.weight"}
+
+
+def test_learning_rate_by_hand():
+    rates = [learning_rate(step, 20, 1.0, 0.1) for step in range(21)]
+    assert rates[:3] == [0.0, 0.5, 1.0]
+    assert rates[11] == pytest.approx(0.5)
+    assert rates[20] == 0.0
+    assert learning_rate(0, 10, 2.0, 0.0) == 2.0
+
+
+def test_set_learning_rate_reaches_every_group():
+    named = {"w": torch.nn.Parameter(torch.ones(1)), "bias": torch.nn.Parameter(torch.ones(1))}
+    optimizer = build_optimizer(named, settings())
+    set_learning_rate(optimizer, 0.25)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
+
+
+def test_clipping_returns_the_norm_before_it():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.tensor([3.0, 4.0])
+    assert clip_gradients([weight], None) == pytest.approx(5.0)
+    assert weight.grad.tolist() == [3.0, 4.0]
+    assert clip_gradients([weight], 1.0) == pytest.approx(5.0)
+    assert weight.grad.norm().item() == pytest.approx(1.0, rel=1e-4)
