@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
+from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
 
 class Section(BaseModel):
     """A frozen part of the configuration in which an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_value_as_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # Pydantic reads true as 1; in a YAML it is a slip of the author.
+        if isinstance(value, bool) and not _takes_bool(cls.model_fields[info.field_name].annotation):
+            raise ValueError("a truth value cannot stand here")
+        return value
+
+
+def _takes_bool(annotation: Any) -> bool:
+    return annotation in (bool, Any) or isinstance(annotation, bool) or any(map(_takes_bool, get_args(annotation)))
 
 
 Positive = Annotated[int, Field(gt=0)]
@@ -98,8 +110,15 @@ class DecodingConfig(Section):
     """No n-gram of this size twice (3 is bart-base's own setting); 0 switches it off."""
     length_penalty: float = 1.0
     """Exponent of the length in beam scores."""
-    choices: tuple[str, ...] = ()
+    choices: Annotated[tuple[str, ...], Field(validate_default=True)] = ()
     """Candidate answers, for kind `choice`; the first wins a tie."""
+
+    @field_validator("choices")
+    @classmethod
+    def _choice_needs_choices(cls, choices: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        if info.data.get("kind") == "choice" and not choices:
+            raise ValueError("kind is choice, so the candidate answers must be listed, such as [true, false] in quotes")
+        return choices
 
 
 class TaskConfig(Section):
@@ -136,7 +155,7 @@ class RoutingConfig(Section):
     function: str | dict[str, str] = "none"
     """One routing function for all tasks, or task -> function. A task left out of the mapping is an error."""
     source: Literal["encoder_pooled", "visual_pooled"] = "encoder_pooled"
-    """What x_R is: the encoder's output (decoder sites only), or the projected grid cells (encoder and decoder sites)."""
+    """What x_R is: the encoder's output (decoder sites), or the projected grid cells (encoder and decoder sites)."""
     pool: Literal["all", "visual", "text"] = "all"
     """Positions of the encoder output that are averaged, for `encoder_pooled`."""
     control: Literal["none", "noise", "ones"] = "none"
@@ -157,8 +176,8 @@ class TrainingConfig(Section):
 
     epochs: Annotated[float, Field(gt=0)] | None = 20
     """Passes over the mixture; exactly one of `epochs` and `steps` is set."""
-    steps: Positive | None = None
-    """Optimiser steps in all."""
+    steps: Annotated[Positive | None, Field(validate_default=True)] = None
+    """Optimiser steps in all. Where only this is set, `epochs` is None."""
     batch_size: Positive = 500
     """Global batch before the task's `batch_share`, over all processes."""
     micro_batch_size: Positive | None = None
@@ -193,6 +212,23 @@ class TrainingConfig(Section):
     """How many of the newest checkpoints stay."""
     resume: str | None = None
     """`auto`: go on from the newest checkpoint of run_dir; or the path of one. None: run_dir must not exist."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _steps_alone(cls, values: Any) -> Any:
+        if isinstance(values, dict) and values.get("steps") is not None and "epochs" not in values:
+            return {**values, "epochs": None}
+        return values
+
+    @field_validator("steps")
+    @classmethod
+    def _one_length(cls, steps: int | None, info: ValidationInfo) -> int | None:
+        # `epochs` comes first; it is not among the data where it is wrong itself.
+        if "epochs" in info.data and (steps is None) == (info.data["epochs"] is None):
+            if steps is None:
+                raise ValueError("neither epochs nor steps is set; exactly one of them says how long training lasts")
+            raise ValueError(f"epochs is {info.data['epochs']:g} as well; set the one to null that does not count")
+        return steps
 
 
 class EvaluationConfig(Section):

@@ -1,0 +1,72 @@
+"""May this run go on from that checkpoint: what of a configuration decides training, and how two of them differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from multitask_vl.config.resolved import flatten
+from multitask_vl.config.schema import Config
+
+MAY_DIFFER = (
+    "run_dir",
+    "cache_dir",
+    "evaluation.*",
+    "tracking.*",
+    "tasks.*.decoding.*",
+    "features.images",
+    "features.batch_size",
+    "features.workers",
+    "features.precision",
+    "training.resume",
+    "training.log_every",
+    "training.checkpoint_every",
+    "training.keep_checkpoints",
+    "training.workers",
+    "training.micro_batch_size",
+    "training.gradient_checkpointing",
+)
+"""Keys that a resumed run may change: they decide where things go, what is measured and how memory is used."""
+
+
+def fingerprint(config: Config | Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of everything that decides training, the same on every machine.
+
+    Args:
+        config: a configuration, or its ``model_dump(mode="json")`` as kept in a checkpoint.
+    """
+    decisive = {".".join(keys): value for keys, value in _decisive(config).items()}
+    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: Config | Mapping[str, Any], new: Config | Mapping[str, Any]) -> list[str]:
+    """What forbids going on from ``old`` with ``new``: lines such as ``training.lr: was 0.001, is 0.0003``, or none.
+
+    Args:
+        old: the configuration that the checkpoint was made with, or its ``model_dump(mode="json")``.
+        new: the configuration now, likewise.
+    """
+    before, now = _decisive(old), _decisive(new)
+    lines = []
+    for keys in dict.fromkeys([*before, *now]):
+        was, is_ = before.get(keys, _Absent), now.get(keys, _Absent)
+        if was != is_:
+            lines.append(f"{'.'.join(keys)}: was {_told(was)}, is {_told(is_)}")
+    return lines
+
+
+class _Absent:
+    """Stands for a key that one side does not have; None is a value."""
+
+
+def _told(value: Any) -> str:
+    return "not set" if value is _Absent else json.dumps(value)
+
+
+def _decisive(config: Config | Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    dumped = config.model_dump(mode="json") if isinstance(config, Config) else dict(config)
+    leaves = flatten(dumped)
+    return {k: v for k, v in leaves.items() if not any(fnmatchcase(".".join(k), pattern) for pattern in MAY_DIFFER)}

@@ -1,0 +1,67 @@
+"""How does a YAML become the configuration of a run: compose, override, validate, remember every origin."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from multitask_vl.config.layers import read_layers, without_removed
+from multitask_vl.config.overrides import apply_overrides
+from multitask_vl.config.resolved import origins_of, resolved_text, write_whole
+from multitask_vl.config.schema import Config
+from multitask_vl.config.validate import validate
+from multitask_vl.errors import InputError
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A configuration and where each of its values came from.
+
+    Attributes:
+        config: the validated configuration.
+        origins: dotted key of each value -> ``file:line``, ``override`` or ``default``.
+    """
+
+    config: Config
+    origins: dict[str, str]
+
+    def write_resolved(self, path: Path) -> None:
+        """Write the whole configuration as one YAML with its origins; `load` of it gives an equal `Config`."""
+        write_whole(Path(path), resolved_text(self.config, self.origins))
+
+
+def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
+    """Read a YAML with all that it composes, change it by ``key=value`` words, and validate it.
+
+    Args:
+        path: the YAML file.
+        overrides: words such as ``training.lr=1e-3``, ``method.rank=32``, ``tasks.gqa=null`` (takes the task out).
+
+    Raises:
+        InputError: with one line for every problem of every file and word. Where a file cannot be read at all the
+            values are not judged, since most of what could be said of them would be wrong.
+    """
+    problems: list[str] = []
+    tree = read_layers(Path(path), problems)
+    if tree is None:
+        raise InputError(_by_place(problems))
+    tree = without_removed(apply_overrides(tree, overrides, problems))
+    config = validate(tree, problems)
+    if config is None:
+        raise InputError(_by_place(problems))
+    return Loaded(config, origins_of(config, tree))
+
+
+def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
+    """`load` for those who do not ask where the values came from."""
+    return load(path, overrides).config
+
+
+def _by_place(problems: list[str]) -> list[str]:
+    """Problems file by file, top to bottom, as one mends them."""
+    places = [re.match(r"(.+?):(\d+): ", problem) for problem in problems]
+    files = list(dict.fromkeys(place[1] for place in places if place))
+    keys = [(files.index(place[1]) + 1, int(place[2])) if place else (0, 0) for place in places]
+    return [problem for _, problem in sorted(zip(keys, problems, strict=True), key=lambda pair: pair[0])]

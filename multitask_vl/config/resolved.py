@@ -1,0 +1,121 @@
+"""Where did every value come from: the configuration as one YAML with origins, which can be launched again as it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from multitask_vl.config.nodes import CoreLoader, Node
+from multitask_vl.config.schema import Config
+
+DEFAULT = "default"
+HEADER = """\
+# Every value of this run and where it came from: file:line, "override" (the command line) or "default" (the schema).
+# It composes nothing and can be given to --config as it is (say run_dir=... for a new folder).
+"""
+
+
+def flatten(value: Any, at: tuple[str, ...] = ()) -> dict[tuple[str, ...], Any]:
+    """Leaves of a dumped configuration by key. Lists of plain values and empty mappings are leaves."""
+    if isinstance(value, dict) and value:
+        entries = value.items()
+    elif isinstance(value, list) and any(isinstance(one, dict) for one in value):
+        entries = ((str(position), one) for position, one in enumerate(value))
+    else:
+        return {at: value}
+    return {key: leaf for name, one in entries for key, leaf in flatten(one, (*at, name)).items()}
+
+
+def origins_of(config: Config, tree: Node) -> dict[str, str]:
+    """Dotted key of every leaf -> ``file:line``, ``override`` or ``default``."""
+    origins = {}
+    for keys in flatten(config.model_dump(mode="json")):
+        node: Node | None = tree
+        for key in keys:
+            if node is not None and isinstance(node.value, list):
+                node = node.value[int(key)] if int(key) < len(node.value) else None
+            else:
+                node = node.value.get(key) if node is not None and isinstance(node.value, dict) else None
+        origins[".".join(keys)] = DEFAULT if node is None else node.origin
+    return origins
+
+
+def resolved_text(config: Config, origins: dict[str, str]) -> str:
+    """The configuration as YAML, a value a line, its origin behind it."""
+    lines = [HEADER]
+    _write(config.model_dump(mode="json"), (), "", lines, origins)
+    return "\n".join(lines) + "\n"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees all of it or none: temporary file, sync, rename."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes private files; a run folder is read by others
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _write(value: Any, at: tuple[str, ...], indent: str, lines: list[str], origins: dict[str, str]) -> None:
+    for key, one in value.items():
+        keys = (*at, key)
+        head = f"{indent}{_scalar(key)}:"
+        if isinstance(one, dict) and one:
+            lines.append(head)
+            _write(one, keys, indent + "  ", lines, origins)
+        elif isinstance(one, list) and any(isinstance(item, dict) for item in one):
+            lines.append(head)
+            for position, item in enumerate(one):
+                _write_item(item, (*keys, str(position)), indent, lines, origins)
+        else:
+            lines.append(f"{head} {_flow(one)}  # {origins.get('.'.join(keys), DEFAULT)}")
+
+
+def _write_item(item: Any, at: tuple[str, ...], indent: str, lines: list[str], origins: dict[str, str]) -> None:
+    first = len(lines)
+    if isinstance(item, dict) and item:
+        _write(item, at, indent + "    ", lines, origins)
+        lines[first] = f"{indent}  - {lines[first].lstrip()}"
+    else:
+        lines.append(f"{indent}  - {_flow(item)}  # {origins.get('.'.join(at), DEFAULT)}")
+
+
+def _flow(value: Any) -> str:
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{_scalar(key)}: {_flow(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(_flow(one) for one in value) + "]"
+    return _scalar(value)
+
+
+def _scalar(value: Any) -> str:
+    """One value on one line, bare where both our loader and a plain YAML 1.1 reader take it for what it is."""
+    if value is None or isinstance(value, bool | int):
+        return json.dumps(value)
+    if isinstance(value, float):
+        return yaml.safe_dump(value).split("\n")[0]
+    if _is_bare(value):
+        return value
+    return yaml.safe_dump(value, default_style='"', allow_unicode=True, width=float("inf")).rstrip("\n")
+
+
+def _is_bare(text: str) -> bool:
+    if not text or text.strip() != text or any(sign in text for sign in ",[]{}#:&*!|>'\"%@`?\n\t"):
+        return False
+    try:
+        return yaml.safe_load(text) == text == yaml.load(text, Loader=CoreLoader)  # CoreLoader is a safe loader
+    except yaml.YAMLError:
+        return False
