@@ -1,0 +1,66 @@
+"""What is a method: it wraps sites of a frozen backbone, and says which of the backbone's own parameters it trains."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Iterable
+from typing import ClassVar, Generic, TypeVar
+
+from torch import nn
+
+from multitask_vl.config.schema import MethodConfig
+from multitask_vl.errors import InputError
+from multitask_vl.methods.sites import Layout, Site
+from multitask_vl.routing.context import Context
+
+C = TypeVar("C", bound=MethodConfig)
+
+
+class Method(ABC, Generic[C]):
+    """One parameter-efficient method, in one file, registered with ``@METHODS.register(name)``.
+
+    What it adds is trained, and found by comparing what stood at a site before with what stands there afterwards:
+    parameters are known as objects, names play no part. A subclass overrides `wrap`, `trains`, or both.
+
+    Args:
+        config: the method's own section, an instance of `Config`.
+        context: the model's task and x_R; wrapping modules keep it.
+        layout: the backbone with its sites.
+    """
+
+    Config: ClassVar[type[MethodConfig]] = MethodConfig
+    routable: ClassVar[bool] = False
+    """Whether its modules have a bottleneck for routing functions."""
+
+    def __init__(self, config: C, context: Context, layout: Layout):
+        self.config = config
+        self.context = context
+        self.layout = layout
+        self.added: list[nn.Parameter] = []
+
+    def wrap(self, site: Site, module: nn.Module) -> nn.Module:
+        """What shall stand at ``site`` in place of ``module``; ``module`` itself to leave the site alone."""
+        return module
+
+    def trains(self) -> Iterable[nn.Parameter]:
+        """Parameters of the backbone that are trained besides what was added."""
+        return ()
+
+    def merge(self) -> None:
+        """Fold what was added into the backbone's own weights, in place; InputError saying why where that is wrong."""
+        raise InputError(
+            f'method "{self.config.name}" cannot be merged: what it computes is not a change of the backbone\'s weights'
+        )
+
+    def install(self) -> None:
+        """Wrap the sites and mark what is trained. Called once, on a backbone whose parameters are all frozen."""
+        for site in (*self.layout.sites, *self.layout.norms):
+            before = self.layout.module(site)
+            known = {id(parameter) for parameter in before.parameters()}
+            after = self.wrap(site, before)
+            if after is before:
+                continue
+            self.layout.replace(site, after)
+            self.added += [parameter for parameter in after.parameters() if id(parameter) not in known]
+        for parameter in (*self.added, *self.trains()):
+            parameter.requires_grad_(True)

@@ -1,0 +1,187 @@
+"""What is the model: visual embedding, joint encoder, decoder; losses per token, generation, forced choice."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutput
+
+from multitask_vl.config.schema import DecodingConfig
+from multitask_vl.data.batch import Batch
+from multitask_vl.errors import InputError
+from multitask_vl.methods.base import Method
+from multitask_vl.models.backbone import Backbone
+from multitask_vl.models.visual import VisualEmbedding
+from multitask_vl.routing.context import PADDING, TEXT, VISUAL, Context
+
+IGNORED = -100
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """What the decoder is given.
+
+    Attributes:
+        states: encoder output [B, S, d], text then cells; with an x_R known early, that is one more, last row.
+        kinds: what each position is [B, S]: 0 padding (and the x_R row), 1 text, 2 cell.
+    """
+
+    states: torch.Tensor
+    kinds: torch.Tensor
+
+
+class VLSeq2Seq(nn.Module):
+    """A multitask vision-language sequence-to-sequence model. Build one with `multitask_vl.models.build.build_model`.
+
+    Args:
+        family: knows the language model's layers.
+        lm: the language model, methods installed.
+        visual: makes tokens of grid features.
+        context: task and x_R, known to every bottleneck.
+        methods: what is installed, in order.
+        description: what a saved adapter must agree with (see `multitask_vl.methods.io`).
+    """
+
+    def __init__(
+        self,
+        family: Backbone,
+        lm: PreTrainedModel,
+        visual: VisualEmbedding,
+        context: Context,
+        methods: Sequence[Method],
+        description: dict[str, Any],
+    ):
+        super().__init__()
+        self.family = family
+        self.lm = lm
+        self.visual = visual
+        self.context = context
+        self.methods = list(methods)
+        self.description = description
+        family.decoder(lm).register_forward_pre_hook(context.door, with_kwargs=True)
+
+    # ---- training
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Cross-entropy of every target token [B, T] in float32, 0 where the label is ignored."""
+        with self.context.of(batch.task):
+            encoded = self.encode(batch)
+            hidden = self.decode(encoded, self.lm.prepare_decoder_input_ids_from_labels(batch.labels))
+            return self.token_loss(hidden, batch.labels)
+
+    def token_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Losses [B, T] of decoder states [B, T, d]; the vocabulary product is taken at valid positions only."""
+        valid = labels != IGNORED
+        losses = F.cross_entropy(self.logits(hidden[valid]).float(), labels[valid], reduction="none")
+        return losses.new_zeros(labels.shape).masked_scatter(valid, losses)
+
+    # ---- parts
+
+    def encode(self, batch: Batch) -> Encoded:
+        """Text and cells through the joint encoder."""
+        with self.context.of(batch.task):
+            tokens, projected = self.visual(batch.features, self.lm.get_input_embeddings().weight)
+            cells = batch.attention_mask.new_full(tokens.shape[:2], VISUAL)
+            kinds = torch.cat([(batch.attention_mask != 0) * TEXT, cells], 1)
+            x_r = self.context.early(projected, batch.ids, tokens.shape[-1], self.training)
+            if x_r is not None:
+                self.context.put("encoder", x_r)
+            states = self.family.encode(self.lm, batch.input_ids, tokens, (kinds != PADDING).long())
+            if x_r is not None:
+                states = torch.cat([states, x_r.to(states.dtype)], 1)
+                kinds = torch.cat([kinds, kinds.new_full((len(kinds), 1), PADDING)], 1)
+            return Encoded(states, kinds)
+
+    def decode(self, encoded: Encoded, decoder_input_ids: torch.Tensor) -> torch.Tensor:
+        """Decoder states [B, T, d]; call it while a task is running."""
+        return self.family.decode(self.lm, decoder_input_ids, encoded.states, encoded.kinds)
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Scores of the next token [..., V]."""
+        return self.family.logits(self.lm, hidden)
+
+    # ---- prediction
+
+    @torch.no_grad()
+    def generate(self, batch: Batch, decoding: DecodingConfig) -> torch.Tensor:
+        """Token ids [B, T], the decoder's start token included, padded behind the end of each row."""
+        with self.context.of(batch.task):
+            encoded = self.encode(batch)
+            return self.lm.generate(
+                # a fresh container: the library repeats its rows per beam in place
+                encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
+                attention_mask=encoded.kinds,
+                generation_config=self._generation(decoding),
+            )
+
+    @torch.no_grad()
+    def choose(self, batch: Batch, choice_ids: list[int]) -> torch.Tensor:
+        """Index [B] into ``choice_ids`` of the likeliest first token of the answer; the first wins a tie."""
+        with self.context.of(batch.task):
+            encoded = self.encode(batch)
+            start = torch.tensor(self.family.choice_start(self.lm), device=encoded.states.device)
+            hidden = self.decode(encoded, start.expand(len(encoded.states), -1))
+            return self.logits(hidden[:, -1])[:, choice_ids].argmax(-1)
+
+    def _generation(self, decoding: DecodingConfig) -> GenerationConfig:
+        """Every setting said aloud; the library's defaults and the checkpoint's own play no part."""
+        config = self.lm.config
+        common = {
+            "max_length": decoding.max_length,
+            "no_repeat_ngram_size": decoding.no_repeat_ngram_size,
+            "do_sample": False,
+            "decoder_start_token_id": config.decoder_start_token_id,
+            "bos_token_id": config.bos_token_id,
+            "eos_token_id": config.eos_token_id,
+            "pad_token_id": config.pad_token_id,
+        }
+        if decoding.kind == "greedy":
+            return GenerationConfig(num_beams=1, **common)
+        if decoding.kind != "beam":
+            raise InputError(f'decoding.kind "{decoding.kind}" does not generate; it is for choose()')
+        beams = {"num_beams": decoding.num_beams, "length_penalty": decoding.length_penalty, "early_stopping": True}
+        return GenerationConfig(forced_eos_token_id=config.eos_token_id, **beams, **common)
+
+    # ---- parameters
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """Name -> parameter of all that is trained, each object once: exactly what is saved."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """Trainable and total, tied parameters counted once."""
+        counts = [(parameter.requires_grad, parameter.numel()) for parameter in self.parameters()]
+        return sum(size for trained, size in counts if trained), sum(size for _, size in counts)
+
+    def components(self) -> dict[str, dict[str, int]]:
+        """Trainable and total by component: language model, visual embedding, and what each method added."""
+        owner = {id(p): method.config.name for method in self.methods for p in method.added}
+        owner |= {id(p): "visual_embedding" for p in self.visual.parameters()}
+        counts: dict[str, dict[str, int]] = {}
+        for parameter in self.parameters():
+            part = counts.setdefault(owner.get(id(parameter), "language_model"), {"trainable": 0, "total": 0})
+            part["trainable"] += parameter.requires_grad * parameter.numel()
+            part["total"] += parameter.numel()
+        return counts
+
+    def merge(self) -> None:
+        """Fold every method into the backbone's weights, in place; InputError where that would change the function."""
+        for method in self.methods:
+            method.merge()
+
+    def enable_gradient_checkpointing(self, use_reentrant: bool = False) -> None:
+        """Recompute layers in the backward pass. The reentrant kind is refused: it cannot bring task and x_R back."""
+        if use_reentrant:
+            raise InputError(
+                "reentrant gradient checkpointing is refused: it has no context_fn, so a recomputed layer would not "
+                "know its task and x_R; leave use_reentrant at False"
+            )
+        self.lm.activation_checkpointing_enable(
+            {"use_reentrant": False, "context_fn": self.context.checkpoint_contexts}
+        )
