@@ -1,0 +1,89 @@
+"""Is that other run a blind control of this one, and in what else do the two differ."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from multitask_vl.errors import InputError
+from multitask_vl.reports.run import Run
+
+# Settings that decide where and how fast a run goes, not what it learns.
+INCIDENTAL = frozenset(
+    {
+        "run_dir",
+        "cache_dir",
+        "training.resume",
+        "training.workers",
+        "training.log_every",
+        "training.checkpoint_every",
+        "training.keep_checkpoints",
+        "features.workers",
+        "features.batch_size",
+        "tracking.trackers",
+    }
+)
+
+
+def flat(config: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """A configuration as dotted path -> value, incidental settings left out."""
+    values: dict[str, Any] = {}
+    for key, value in config.items():
+        path = f"{above}{key}"
+        if isinstance(value, dict) and value:
+            values |= flat(value, f"{path}.")
+        elif path not in INCIDENTAL:
+            values[path] = value
+    return values
+
+
+def check_control(run: Run, control: Run) -> list[str]:
+    """What a reader must know about the comparison, as sentences for notes; empty where the two runs are twins.
+
+    Raises:
+        InputError: the other run saw its own pictures, or was scored on other tasks, splits or examples.
+    """
+    if not control.is_control:
+        raise InputError(
+            f"{control.folder} is not a blind control: features.control is 'none' in its resolved.yaml, so it saw the "
+            f"right pictures. Run: {control_command(run)}"
+        )
+    problems = []
+    if set(run.splits) - set(control.splits):
+        problems.append(f"it has no scores for split {_names(set(run.splits) - set(control.splits))}")
+    for split in (split for split in run.splits if split in control.splits):
+        ours, theirs = run.scores.splits[split].tasks, control.scores.splits[split].tasks
+        if ours.keys() != theirs.keys():
+            problems.append(f"on split {split} it was scored on {_names(theirs)}, this run on {_names(ours)}")
+        for task in (task for task in ours if task in theirs):
+            for what in ("headline", "version", "count"):
+                mine, other = getattr(ours[task], what), getattr(theirs[task], what)
+                if mine != other:
+                    problems.append(f"{task} on split {split}: its {what} is {other}, this run's is {mine}")
+    if problems:
+        raise InputError(f"{control.folder} cannot be the control of {run.folder}: {problem}" for problem in problems)
+    return _differences(run, control)
+
+
+def control_command(run: Run) -> str:
+    """The command that trains the blind control of a run."""
+    config = run.folder / "resolved.yaml"
+    launch = f"accelerate launch launch/train_multitask.py --config {config}"
+    return f"{launch} features.control=shuffled run_dir={run.folder}_blind"
+
+
+def _differences(run: Run, control: Run) -> list[str]:
+    notes = []
+    if run.steps != control.steps:
+        notes.append(f"The control was trained for {control.steps:,} steps, this run for {run.steps:,}.")
+    ours, theirs = flat(run.config), flat(control.config)
+    others = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
+    others = [key for key in others if key != "features.control"]
+    if others:
+        notes.append(f"The control differs from this run in more than its pictures: {', '.join(others)}.")
+    if run.is_control:
+        notes.append("This run is a blind control itself.")
+    return notes
+
+
+def _names(names) -> str:
+    return ", ".join(sorted(names))

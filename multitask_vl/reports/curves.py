@@ -1,0 +1,151 @@
+"""How did training go: a small chart a task of the loss and of the scores on the way, as SVG in the page's theme."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import matplotlib
+from markupsafe import Markup, escape
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+from multitask_vl.reports.run import Run
+
+# matplotlib is given these stand-ins; the page's style sheet says what they look like in light, dark and print.
+INK, LINES = "#0a0b0c", "#0a0b0d"
+SERIES = tuple(f"#0a0b1{i}" for i in range(6))
+DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (8, 2)))
+_PAINT = {INK: "currentColor", LINES: "var(--rule)"} | {mark: f"var(--series-{i})" for i, mark in enumerate(SERIES)}
+LOGGED_POINTS, SMOOTH_WINDOWS = 400, 20
+
+Points = list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One chart: a title, the SVG, and the same in a sentence for those who cannot see it."""
+
+    title: str
+    svg: Markup
+    summary: str
+
+
+def loss_panels(runs: Mapping[str, Run]) -> list[Panel]:
+    """Training loss of each task over steps; thin as logged, thick as the mean over neighbouring log lines.
+
+    Args:
+        runs: label -> run, at most six; the first is the one that the page is about.
+    """
+    panels = []
+    for task in _ordered(runs, [row.task for run in runs.values() for row in run.training]):
+        rows = {label: [row for row in run.training if row.task == task] for label, run in runs.items()}
+        series = {label: _points((row.step, row.loss) for row in rows[label]) for label in runs}
+        panels.append(_panel(f"loss-{len(panels)}", task, series, _last_step(runs), smooth=True))
+    return panels
+
+
+def score_panels(runs: Mapping[str, Run]) -> dict[str, list[Panel]]:
+    """Split -> one chart a task of its headline score at the evaluations on the way."""
+    splits = dict.fromkeys(row.split for run in runs.values() for row in run.evaluations)
+    panels: dict[str, list[Panel]] = {}
+    for split in splits:
+        rows = {label: [r for r in run.evaluations if r.split == split] for label, run in runs.items()}
+        for task in _ordered(runs, [task for r in rows.values() for row in r for task in row.scores]):
+            series = {label: _points((row.step, row.scores.get(task)) for row in rows[label]) for label in runs}
+            name = f"score-{len(panels)}-{len(panels.get(split, []))}"
+            panels.setdefault(split, []).append(_panel(name, task, series, _last_step(runs), smooth=False))
+    return panels
+
+
+def thinned(points: Points, most: int) -> Points:
+    """At most ``most`` points: means over equal stretches, so that a long run does not make a heavy page."""
+    if len(points) <= most:
+        return points
+    edges = [round(i * len(points) / most) for i in range(most + 1)]
+    parts = [points[a:b] for a, b in itertools.pairwise(edges)]
+    return [(part[len(part) // 2][0], sum(v for _, v in part) / len(part)) for part in parts]
+
+
+def smoothed(points: Points) -> Points:
+    """Each value's mean with its neighbours within a twentieth of the curve, at least one a side."""
+    reach = max(1, len(points) // SMOOTH_WINDOWS // 2)
+    values = [value for _, value in points]
+    windows = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    return [(step, sum(w) / len(w)) for (step, _), w in zip(points, windows, strict=True)]
+
+
+def _points(rows) -> Points:
+    """Rows by step; a step logged twice counts as its last, and a value that is no number leaves a gap."""
+    return [(step, v) for step, v in sorted(dict(rows).items()) if v is not None and math.isfinite(v)]
+
+
+def _last_step(runs: Mapping[str, Run]) -> int:
+    """The step at which every chart ends, so that they can be compared at a glance."""
+    return max((row.step for run in runs.values() for row in (*run.training, *run.evaluations)), default=1)
+
+
+def _ordered(runs: Mapping[str, Run], tasks: Sequence[str]) -> list[str]:
+    """The tasks that have points, in the order of the first run's configuration."""
+    configured = [task for task in next(iter(runs.values())).setting("tasks", {}) if task in tasks]
+    return list(dict.fromkeys([*configured, *tasks]))
+
+
+def _panel(name: str, task: str, series: Mapping[str, Points], last_step: int, smooth: bool) -> Panel:
+    words = []
+    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10.5, "text.parse_math": False}
+    with matplotlib.rc_context(settings):
+        figure = Figure(figsize=(5, 2.35), layout="constrained")
+        axes = figure.add_subplot()
+        for place, (label, points) in enumerate(series.items()):
+            if not points:
+                words.append(f"{label}: none logged")
+                continue
+            look = {"color": SERIES[place % len(SERIES)], "linestyle": DASHES[place % len(DASHES)]}
+            if smooth:
+                axes.plot(*zip(*thinned(points, LOGGED_POINTS), strict=True), color=look["color"], lw=0.8, alpha=0.35)
+                points = smoothed(points)
+            look |= {"lw": 2.2, "marker": "" if smooth else "o", "ms": 5}
+            axes.plot(*zip(*thinned(points, LOGGED_POINTS), strict=True), **look)
+            (first, start), (last, end) = points[0], points[-1]
+            digits = 2 if smooth else 1
+            words.append(f"{label}: {start:.{digits}f} at step {first:,} to {end:.{digits}f} at step {last:,}")
+        _dress(axes, last_step)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    summary = "; ".join(words)
+    what = "Training loss" if smooth else "Score"
+    return Panel(task, _inline(buffer.getvalue(), name, f"{what} of {task} by step. {summary}."), summary)
+
+
+def _dress(axes: Axes, last_step: int) -> None:
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(LINES)
+    axes.grid(axis="y", color=LINES, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=INK, length=0, pad=5)
+    axes.set_xlabel("step", color=INK)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
+    axes.margins(y=0.08)
+    axes.set_xlim(-0.02 * last_step, 1.02 * last_step)
+
+
+def _inline(svg: str, name: str, description: str) -> Markup:
+    """matplotlib's SVG as an element of a page: no prologue, ids that are the page's only ones, the theme's colours."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    for mark, paint in _PAINT.items():
+        svg = svg.replace(mark, paint)
+    box = re.search(r'viewBox="([^"]*)"', svg).group(1)
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" role="img" aria-labelledby="{name}-title">'
+    # Everything else in it was drawn by matplotlib from numbers; the one text that comes from files is escaped here.
+    return Markup(f'{head}<title id="{name}-title">{escape(description)}</title>{svg[svg.index(">") + 1 :]}')

@@ -1,0 +1,183 @@
+"""How do a run's tables, curves and pictures become one HTML page that needs no other file."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from multitask_vl.errors import InputError
+from multitask_vl.reports import tables
+from multitask_vl.reports.control import check_control
+from multitask_vl.reports.curves import loss_panels, score_panels
+from multitask_vl.reports.formats import cell
+from multitask_vl.reports.gallery import Shelf, gallery
+from multitask_vl.reports.pictures import picture_folders
+from multitask_vl.reports.run import Run, read_run
+
+ITEMS = 12
+
+
+def write_report(
+    run: Path | str,
+    control: Path | str | None = None,
+    out: Path | str | None = None,
+    items: int = ITEMS,
+    split: str | None = None,
+    images: Sequence[Path] = (),
+) -> Path:
+    """Write the page about a run folder.
+
+    Args:
+        run: the run folder.
+        control: folder of its blind control, if there is one.
+        out: the file to write; None: report.html in the run folder.
+        items: gallery examples a task.
+        split: split of the gallery; None: the first that was scored at the end.
+        images: folders of pictures to search before those of the configuration.
+
+    Returns:
+        The file written.
+
+    Raises:
+        InputError: a piece of a folder is missing or malformed, or the control is not one.
+    """
+    page = report(read_run(run), read_run(control) if control else None, items, split, images)
+    out = Path(out) if out else Path(run) / "report.html"
+    if not out.parent.is_dir():
+        raise InputError(f"{out}: its folder does not exist. Run: mkdir -p {out.parent}")
+    handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(page)
+            file.flush()
+            os.fsync(file.fileno())
+        # mkstemp makes the file private; a report is for showing, under the user's own mask.
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(temporary, 0o666 & ~mask)
+        os.replace(temporary, out)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return out
+
+
+def report(
+    run: Run,
+    control: Run | None = None,
+    items: int = ITEMS,
+    split: str | None = None,
+    images: Sequence[Path] = (),
+) -> str:
+    """The page as text; see `write_report`."""
+    notes = check_control(run, control) if control else []
+    shown = tables.pick_split(run, split)
+    folders = [*images, *picture_folders(run)]
+    shelves = gallery(run, shown, items, folders) if items else []
+    curves = {"this run": run} | ({"blind control": control} if control else {})
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["cell"] = lambda value, kind="score": cell(value, kind, minus="−")
+    return environment.get_template("report.html").render(
+        run=run,
+        control=control,
+        control_notes=notes,
+        facts=_facts(run, control),
+        summary=_summary(run, control),
+        scores=[tables.scores_of(run, name, control) for name in run.splits],
+        metrics=[tables.metrics_of(run, name, control) for name in run.splits],
+        groups={name: tables.groups_of(run, name, control) for name in run.splits},
+        losses=loss_panels(curves),
+        tuned=score_panels(curves),
+        labels=list(curves),
+        shelves=shelves,
+        gallery_split=shown,
+        gallery_notes=_missing_pictures(run, shelves, folders),
+    )
+
+
+def _facts(run: Run, control: Run | None) -> list[tuple[str, str, str]]:
+    """What was run: name, value, and a smaller remark."""
+    parameters = run.scores.parameters
+    percent = 100 * parameters.trainable / parameters.total if parameters.total else None
+    share = f"{cell(percent, 'percent')} % of {parameters.total:,}"
+    methods = run.setting("method", [])
+    methods = methods if isinstance(methods, list) else [methods]
+    details = "; ".join(
+        ", ".join(f"{key} {value}" for key, value in method.items() if key not in ("name", "sharing"))
+        for method in methods
+        if isinstance(method, dict)
+    )
+    facts = [
+        ("Method", tables.describe_method(run), details),
+        ("Routing", *tables.describe_routing(run)),
+        ("Backbone", str(run.setting("backbone.family", "?")), f"weights: {_weights(run, 'backbone')}"),
+        ("Picture trunk", str(run.setting("clip.model", "?")), f"weights: {_weights(run, 'clip')}"),
+        ("Steps", f"{run.steps:,}", _pace(run)),
+        ("Seed", str(run.setting("seed", "?")), ""),
+        ("Trainable parameters", f"{parameters.trainable:,}", share),
+    ]
+    if control:
+        facts.append(("Blind control", control.name, "trained and tested with the features of other pictures"))
+    return facts
+
+
+def _pace(run: Run) -> str:
+    words = [f"batch {run.setting('training.batch_size', '?')}, lr {run.setting('training.lr', '?')}"]
+    times = [row.wall_s for row in run.training if row.wall_s is not None]
+    return ", ".join([*words, *([f"median {statistics.median(times):.2g} s a step"] if times else [])])
+
+
+def _weights(run: Run, part: str) -> str:
+    return str(run.setting(f"{part}.pretrained", "random"))
+
+
+def _summary(run: Run, control: Run | None) -> list[dict[str, Any]]:
+    """The first split's scores for the cards on top: value, control and difference, and their places on a bar in %."""
+    split = run.splits[0]
+    cards = []
+    for task in run.tasks(split):
+        ours = run.scores.splits[split].tasks[task]
+        theirs = control.scores.splits[split].tasks[task].value if control else None
+        cards.append(_card(task, ours.headline, ours.value, theirs))
+    average = run.scores.splits[split].average
+    theirs = control.scores.splits[split].average if control else None
+    return [*cards, _card("average", f"of {len(cards)} tasks", average, theirs)]
+
+
+def _card(name: str, metric: str, value: float | None, control: float | None) -> dict[str, Any]:
+    # CIDEr has no top at 100, so its bar is as long as the longer of the two.
+    full = max(100.0, value or 0.0, control or 0.0)
+    difference = None if value is None or control is None else value - control
+    return {
+        "name": name,
+        "metric": metric,
+        "value": value,
+        "control": control,
+        "difference": difference,
+        "bar": None if value is None else round(100 * max(value, 0.0) / full, 2),
+        "mark": None if control is None else round(100 * max(control, 0.0) / full, 2),
+    }
+
+
+def _missing_pictures(run: Run, shelves: list[Shelf], searched: list[Path]) -> list[str]:
+    pictures = [picture for shelf in shelves for item in shelf.items for picture in item.pictures]
+    missing = [picture for picture in pictures if picture.problem]
+    if not missing:
+        return []
+    folders = ", ".join(map(str, searched)) or "no folder: features.images is empty"
+    return [
+        f"{len(missing)} of {len(pictures)} pictures are not shown (first: {missing[0].key}, {missing[0].problem}). "
+        f"Looked in {folders}. Run: python -m multitask_vl.reports {run.folder} --images FOLDER"
+    ]
