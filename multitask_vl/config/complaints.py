@@ -89,7 +89,7 @@ class _Complaint:
     def add(self, error: Mapping[str, Any]) -> None:
         kind, key = error["type"], self.spot.keys[-1] if self.spot.keys else ""
         if kind == "extra_forbidden":
-            self._say(f"unknown key{did_you_mean(key, _fields(self.spot.owner))}{_nesting(key)}")
+            self._say(f"unknown key{_nesting(key) or did_you_mean(key, _fields(self.spot.owner))}")
         elif kind == "missing":
             self._say("is missing")
         elif kind == "literal_error":
@@ -102,10 +102,11 @@ class _Complaint:
             if expected + hint not in self.expected:
                 self.expected.append(expected + hint)
         else:
-            # Sections that disagree with themselves say so without repeating all of their keys.
             told = error["msg"].removeprefix("Value error, ").removeprefix("Assertion failed, ")
             told = re.sub(r"^(Input|Tuple|List) should", "must", told).replace(" after validation", "")
-            self._say(told, got=None if isinstance(error["input"], dict) else error["input"])
+            # Sections that disagree with themselves are not repeated with all their keys, defaults were not "got".
+            silent = self.spot.node is None or isinstance(error["input"], dict)
+            self._say(told, got=None if silent else error["input"])
 
     def _say(self, told: str, **got: Any) -> None:
         if got.get("got") is not None:
@@ -117,7 +118,7 @@ class _Complaint:
         parts = [f"got {self.got}"] if self.got else []
         if self.expected:
             parts.append("expected " + " or ".join(self.expected))
-        return "; ".join([*parts, *self.others])
+        return "; ".join([*parts, *self.others]).replace("; (", " (")
 
 
 def _find(error: Mapping[str, Any], model: type[BaseModel], tree: Node, at: tuple[str, ...]) -> _Spot:

@@ -64,8 +64,7 @@ def _read(path: Path, problems: list[str], chain: tuple[Path, ...]) -> Node | No
     try:
         text = read_text(path)
     except FileNotFoundError:
-        near = did_you_mean(path.name, sorted(p.name for p in path.parent.glob("*.yaml")), f"in {path.parent}")
-        problems.append(f"{path}: no such file{near if path.parent.is_dir() else f': no folder {path.parent}'}")
+        problems.append(f"{path}: no such file{_near(path)}")
         return None
     except (OSError, UnicodeDecodeError) as error:
         reason = "not UTF-8 text" if isinstance(error, UnicodeDecodeError) else error.strerror
@@ -93,11 +92,16 @@ def _read_entry(entry: Node, path: Path, problems: list[str], chain: tuple[Path,
         problems.append(f"{entry.origin}: compose: goes in a circle: {circle}")
         return None
     if not inner.is_file():
-        near = did_you_mean(inner.name, sorted(p.name for p in inner.parent.glob("*.yaml")), f"in {inner.parent}")
-        hint = near if inner.parent.is_dir() else f": no folder {inner.parent}"
-        problems.append(f"{entry.origin}: compose: no file {str(inner)!r}{hint}")
+        problems.append(f"{entry.origin}: compose: no file {str(inner)!r}{_near(inner)}")
         return None
     return _read(inner, problems, chain)
+
+
+def _near(path: Path) -> str:
+    if not path.parent.is_dir():
+        return f": there is no folder {path.parent}"
+    stems = sorted(one.stem for one in path.parent.glob("*.yaml"))  # the common ending would make all names alike
+    return did_you_mean(path.stem, stems, f"YAMLs in {path.parent}")
 
 
 def _composed(own: Node, problems: list[str]) -> Sequence[Node]:

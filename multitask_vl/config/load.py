@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from multitask_vl.config.layers import read_layers, without_removed
+from multitask_vl.config.nodes import nodes_of
 from multitask_vl.config.overrides import apply_overrides
 from multitask_vl.config.resolved import origins_of, resolved_text, write_whole
 from multitask_vl.config.schema import Config
@@ -46,11 +48,11 @@ def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
     problems: list[str] = []
     tree = read_layers(Path(path), problems)
     if tree is None:
-        raise InputError(_by_place(problems))
+        raise InputError(_by_place(problems, path))
     tree = without_removed(apply_overrides(tree, overrides, problems))
     config = validate(tree, problems)
     if config is None:
-        raise InputError(_by_place(problems))
+        raise InputError(_by_place(problems, path))
     return Loaded(config, origins_of(config, tree))
 
 
@@ -59,9 +61,28 @@ def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
     return load(path, overrides).config
 
 
-def _by_place(problems: list[str]) -> list[str]:
-    """Problems file by file, top to bottom, as one mends them."""
+def config_from(values: Mapping[str, Any], name: str) -> Config:
+    """The configuration that was dumped by ``model_dump(mode="json")`` and kept in an artefact.
+
+    ``Config.model_validate`` alone does not know the keys of tasks and methods; this looks their classes up first.
+
+    Args:
+        values: the dump.
+        name: what errors call it, e.g. the path of the file it was kept in.
+
+    Raises:
+        InputError: with one line for every problem, as by `load`.
+    """
+    problems: list[str] = []
+    config = validate(nodes_of(dict(values), name), problems)
+    if config is None:
+        raise InputError(problems)
+    return config
+
+
+def _by_place(problems: list[str], first: Path | str) -> list[str]:
+    """Problems file by file, the one asked for first, and top to bottom, as one mends them."""
     places = [re.match(r"(.+?):(\d+): ", problem) for problem in problems]
-    files = list(dict.fromkeys(place[1] for place in places if place))
+    files = list(dict.fromkeys([str(first), *(place[1] for place in places if place)]))
     keys = [(files.index(place[1]) + 1, int(place[2])) if place else (0, 0) for place in places]
     return [problem for _, problem in sorted(zip(keys, problems, strict=True), key=lambda pair: pair[0])]

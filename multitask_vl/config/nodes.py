@@ -93,7 +93,7 @@ def read_value(text: str, name: str, problems: list[str]) -> Node | None:
     try:
         top = yaml.compose(text, Loader=CoreLoader)
     except yaml.YAMLError as error:
-        problems.append(_syntax(error, text, name))
+        problems.append(_syntax(error, text, name).replace(f"{name}:1: ", f"{name}: "))
         return None
     if top is None:
         problems.append(f"{name}: no value after '='; write null for nothing or '\"\"' for an empty text")
@@ -102,10 +102,19 @@ def read_value(text: str, name: str, problems: list[str]) -> Node | None:
     bare = isinstance(top, yaml.ScalarNode) and top.style is None and top.tag == "tag:yaml.org,2002:str"
     if block or bare:
         return Node(text, OVERRIDE)
-    found = len(problems)
-    node = _Converter(name, problems).convert(top, ())
-    problems[found:] = [re.sub(r":1: ", ": ", problem, count=1) for problem in problems[found:]]
-    return _with_origin(node, OVERRIDE)
+    found: list[str] = []
+    node = _Converter(name, found).convert(top, ())
+    problems.extend(problem.replace(f"{name}:1", name) for problem in found)  # a word has no lines
+    return nodes_of(node.plain(), OVERRIDE)
+
+
+def nodes_of(value: Any, origin: str) -> Node:
+    """Plain values as nodes that all come from one place."""
+    if isinstance(value, dict):
+        return Node({str(key): nodes_of(one, origin) for key, one in value.items()}, origin)
+    if isinstance(value, list | tuple):
+        return Node([nodes_of(one, origin) for one in value], origin)
+    return Node(value, origin)
 
 
 def did_you_mean(name: object, known: Iterable[str], shown: str = "known") -> str:
@@ -166,14 +175,6 @@ class _Converter:
             return None
         self.problems.append(f"{place}: the tag {node.tag!r} is not allowed; plain YAML values only")
         return None
-
-
-def _with_origin(node: Node, origin: str) -> Node:
-    if isinstance(node.value, dict):
-        return Node({key: _with_origin(one, origin) for key, one in node.value.items()}, origin)
-    if isinstance(node.value, list):
-        return Node([_with_origin(one, origin) for one in node.value], origin)
-    return Node(node.value, origin)
 
 
 def _place(node: yaml.Node, name: str) -> str:

@@ -1,0 +1,176 @@
+"""Do YAML files and overrides become the configuration that their author meant?"""
+
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from multitask_vl.config import config_from, load, load_config
+from multitask_vl.config.schema import Config, DecodingConfig, TrainingConfig
+from multitask_vl.errors import InputError
+from tests.config_files import config_folder, problems_of
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    yield from config_folder(tmp_path, monkeypatch)
+
+
+def test_layers_and_registered_sections():
+    config = load_config("run.yaml")
+    assert config.seed == 9595
+    assert isinstance(config.training.lr, float)
+    assert config.training.lr == 1e-3
+    assert (config.training.steps, config.training.epochs) == (100, None)  # the default epochs give way to steps
+    assert [m.model_dump() for m in config.method] == [{"name": "thin", "rank": 8, "scale": 0.5}]
+    assert list(config.tasks) == ["colours", "shades"]
+    assert config.tasks["colours"].splits["train"].keys == [1, 2]
+    assert config.tasks["shades"].style == "short"
+    assert config.routing.function == {"colours": "swirl", "shades": "none"}
+
+
+def test_origins_say_file_and_line_override_or_default():
+    origins = load("run.yaml", ["seed=3", "method.rank=16"]).origins
+    assert origins["training.lr"] == "base.yaml:3"
+    assert origins["tasks.colours.prompt"] == "run.yaml:5"
+    assert origins["tasks.colours.splits.train.keys"] == "run.yaml:6"
+    assert origins["method.0.rank"] == "override"
+    assert origins["method.0.scale"] == "base.yaml:5"
+    assert origins["seed"] == "override"
+    assert origins["visual.pool"] == "default"
+
+
+@pytest.mark.parametrize(
+    ("word", "read"),
+    [
+        ("training.lr=1e-3", lambda c: c.training.lr == 0.001),
+        ("training.lr=3E-4", lambda c: c.training.lr == 0.0003),
+        ("method.rank=32", lambda c: c.method[0].rank == 32),
+        ("method.0.rank=32", lambda c: c.method[0].rank == 32 and c.method[0].scale == 0.5),
+        ("method.name=thick", lambda c: c.method[0].model_dump() == {"name": "thick", "depth": 2}),
+        ("method={name: thick, depth: 5}", lambda c: c.method[0].depth == 5),
+        ("method=[{name: thick}, {name: thin}]", lambda c: [m.name for m in c.method] == ["thick", "thin"]),
+        ('tasks.colours.prompt="vqa: "', lambda c: c.tasks["colours"].prompt == "vqa: "),
+        ("tasks.colours.prompt=vqa: ", lambda c: c.tasks["colours"].prompt == "vqa: "),  # what a shell leaves of it
+        ("tasks.colours.prompt=- a #b", lambda c: c.tasks["colours"].prompt == "- a #b"),
+        ('tasks.colours.prompt=""', lambda c: c.tasks["colours"].prompt == ""),
+        ('tasks.colours.prompt="12"', lambda c: c.tasks["colours"].prompt == "12"),
+        ("routing.function.shades=mul", lambda c: c.routing.function == {"colours": "swirl", "shades": "mul"}),
+        ("routing.function=add", lambda c: c.routing.function == "add"),
+        ("training.mixed_precision=no", lambda c: c.training.mixed_precision == "no"),
+        ("training.mixed_precision=null", lambda c: c.training.mixed_precision is None),
+        ("visual.pool=[7, 7]", lambda c: c.visual.pool == (7, 7)),
+        ("backbone.config={d_model: 16}", lambda c: c.backbone.config == {"d_model": 16}),
+        ("backbone.config.dropout=5e-1", lambda c: c.backbone.config == {"dropout": 0.5}),
+        ("evaluation.final=[report, train]", lambda c: c.evaluation.final == ["report", "train"]),
+        ("features.store=[a.h5, 007]", lambda c: c.features.store == [Path("a.h5"), Path("007")]),
+        ("tasks.colours.splits.report=null", lambda c: list(c.tasks["colours"].splits) == ["train"]),
+    ],
+)
+def test_one_override(word, read):
+    words = [word] if "report=null" not in word else [word, "evaluation.final=[]"]
+    assert read(load_config("run.yaml", words))
+
+
+def test_overrides_together():
+    words = [
+        "method.rank=64",
+        "method.name=thin",
+        "tasks.shades=null",
+        "routing.function.shades=null",
+        "seed=1",
+        "seed=2",
+    ]
+    config = load_config("run.yaml", words)
+    assert config.method[0].rank == 64
+    assert list(config.tasks) == ["colours"]
+    assert config.routing.function == {"colours": "swirl"}
+    assert config.seed == 2
+    # The order of two words about one method does not matter, even where the first meets another method below.
+    for words in (["method.depth=7", "method.name=thick"], ["method.name=thick", "method.depth=7"]):
+        assert load_config("run.yaml", words).method[0].depth == 7
+    # Items of a list that is no method are reached by position as well.
+    words = ["features.images=[a, b]", "tasks.colours.splits.train.keys.1=9"]
+    assert load_config("run.yaml", words).tasks["colours"].splits["train"].keys == [1, 9]
+
+
+def test_a_later_file_replaces_another_method_and_merges_with_its_own(folder):
+    (folder / "other.yaml").write_text("compose: [run.yaml]\nmethod: {name: thick}\n")
+    (folder / "same.yaml").write_text("compose: [run.yaml]\nmethod: {scale: 2}\n")
+    (folder / "list.yaml").write_text("compose: [run.yaml]\nmethod:\n  - {name: thin}\n  - {name: thick, depth: 3}\n")
+    assert load_config("other.yaml").method[0].model_dump() == {"name": "thick", "depth": 2}
+    assert load_config("same.yaml").method[0].model_dump() == {"name": "thin", "rank": 8, "scale": 2.0}
+    assert [m.name for m in load_config("list.yaml").method] == ["thin", "thick"]
+    assert load_config("list.yaml", ["method.1.depth=9"]).method[1].depth == 9
+    (found,) = problems_of("list.yaml", ["method.depth=9"])
+    assert found.startswith("override: method: there are 2 methods to choose from; say method.0")
+    (found,) = problems_of("list.yaml", ["method.2.depth=9"])
+    assert found.startswith("override: method.2: there are only 2, counted from 0")
+
+
+def test_composing_from_other_folders_names_them_shortly(folder):
+    (folder / "deep" / "er").mkdir(parents=True)
+    (folder / "deep" / "er" / "leaf.yaml").write_text("compose: [../mid.yaml]\nseed: 5\n")
+    (folder / "deep" / "mid.yaml").write_text("compose: [../base.yaml]\nplugins: [colour_plugin]\nseed: 4\n")
+    loaded = load("deep/er/leaf.yaml")
+    assert loaded.config.seed == 5
+    assert loaded.origins["training.lr"] == "base.yaml:3"
+    assert loaded.origins["plugins"] == "deep/mid.yaml:2"
+
+
+def test_scalars_are_those_of_yaml_1_2(folder):
+    text = "a: 1e-3\nb: no\nc: 007\nd: 12:30\ne: .5\nf: -.INF\ng: ~\nh: 2024-01-01\ni: 'true'\nj: True\nk: -3\nl: *x\n"
+    (folder / "scalars.yaml").write_text(
+        "backbone:\n  config:\n    x: &x [1, 0x1F]\n    " + text.replace("\n", "\n    ")
+    )
+    values = load_config("scalars.yaml").backbone.config
+    assert values["a"] == 0.001
+    assert (values["b"], values["c"], values["d"], values["h"], values["i"]) == (
+        "no",
+        "007",
+        "12:30",
+        "2024-01-01",
+        "true",
+    )
+    assert (values["e"], values["f"], values["g"], values["j"], values["k"]) == (0.5, -math.inf, None, True, -3)
+    assert values["l"] == values["x"] == [1, "0x1F"]
+
+
+def test_steps_and_epochs_in_python_too():
+    assert TrainingConfig(steps=5).epochs is None
+    assert TrainingConfig(epochs=0.5).steps is None
+    for wrong in ({"steps": 5, "epochs": 5}, {"epochs": None}):
+        with pytest.raises(ValueError, match="epochs"):
+            TrainingConfig(**wrong)
+    with pytest.raises(ValueError, match="candidate answers"):
+        DecodingConfig(kind="choice")
+    with pytest.raises(ValueError, match="truth value"):
+        TrainingConfig(batch_size=True)
+
+
+def test_a_dump_becomes_the_same_configuration_again():
+    config = load_config("run.yaml")
+    dump = config.model_dump(mode="json")
+    assert config_from(dump, "adapter_config.json") == config
+    dump["tasks"]["colours"]["style"] = "shrt"
+    with pytest.raises(
+        InputError, match=r"^adapter_config.json: tasks.colours.style: got 'shrt'; did you mean 'short'\?$"
+    ):
+        config_from(dump, "adapter_config.json")
+
+
+def test_loading_without_tasks_and_methods_imports_no_torch(folder):
+    (folder / "plain.yaml").write_text("seed: 1\nbackbone: {family: bart}\nrouting: {function: none}\n")
+    code = "import sys; from multitask_vl.config import load; load('plain.yaml'); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"
+
+
+def test_defaults_are_valid_and_plain_yaml_reads_them_back():
+    dumped = yaml.safe_dump(Config().model_dump(mode="json"))
+    assert Config.model_validate(yaml.safe_load(dumped)) == Config()
