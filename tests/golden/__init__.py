@@ -1,0 +1,1 @@
+"""Do we compute what the published code computes: recorded numbers, and the runner that compares with them."""

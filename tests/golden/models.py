@@ -1,0 +1,262 @@
+"""Does a whole model give the recorded numbers: outputs, losses, gradients, generated ids, and 10 training steps."""
+
+from __future__ import annotations
+
+import math
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import BartConfig
+
+from multitask_vl.config.schema import BackboneConfig, Config, DecodingConfig, TaskConfig, TrainingConfig, VisualConfig
+from multitask_vl.data.batch import Batch
+from multitask_vl.models.build import build_model
+from multitask_vl.models.seq2seq import VLSeq2Seq
+from multitask_vl.models.visual import VisualEmbedding
+from multitask_vl.registry import TASKS
+from multitask_vl.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
+from tests.golden.fixture import Fixture, NotUnderstood, Report, read
+from tests.golden.names import load_weights, methods_of, ours, tasks_of
+
+OUR_TASK = {"vqa": "vqa", "gqa": "gqa", "nlvr": "nlvr2", "caption": "coco_caption"}
+"""The source's task names -> ours, whose losses are used."""
+LOSS_OF = {"loss_vqa_weighted": "vqa", "loss_sample_mean": "gqa", "loss_mean_over_tokens": "coco_caption"}
+FINAL_ATOL = 1e-4
+"""Allowed on weights after 10 steps."""
+MUST_BE = {
+    "use_vis_layer_norm": True,
+    "individual_vis_layer_norm": True,
+    "share_vis_lang_layer_norm": False,
+    "pos_dim": 4,
+}
+
+
+def run_model(fixture: Fixture) -> Report:
+    """One forward and backward pass a task, and generation."""
+    report = Report()
+    model = build(fixture, fixture.meta["config"])
+    inputs = fixture.under("input")
+    check_trainable(report, model, fixture)
+    outputs = fixture.under("output")
+    for task in dict.fromkeys(name.split("/")[0] for name in outputs):
+        batch = make_batch(model, task, inputs)
+        recorded = {name.split("/", 1)[1]: value for name, value in outputs.items() if name.startswith(f"{task}/")}
+        _compare_outputs(report, model, batch, recorded, task)
+        _compare_gradients(report, model, batch, fixture, task)
+    for key, ids in fixture.under("generate").items():
+        task, kind = key.split("/")
+        batch = make_batch(model, task, inputs)
+        generated = model.generate(batch, _decoding(kind, fixture.meta.get("generation", "")))
+        eos = model.lm.config.eos_token_id
+        report.same(f"generate/{key}", _up_to_end(generated, eos), _up_to_end(ids, eos))
+    return report
+
+
+def run_training(fixture: Fixture) -> Report:
+    """The recorded optimisation steps through our optimiser, schedule and clipping."""
+    report = Report()
+    meta = fixture.meta
+    model = build(fixture, _sizes(fixture))
+    check_trainable(report, model, fixture)
+    total = _number(r"of (\d+) steps", meta["schedule"], 20)
+    settings = TrainingConfig(
+        lr=meta["lr"],
+        steps=int(total),
+        epochs=None,
+        optimizer="adamw_decay_after",
+        decay="all_but_biases",
+        eps=_number(r"eps ([\d.e-]+\d)", meta["optimizer"], 1e-6),
+        weight_decay=_number(r"weight decay ([\d.]+\d)", meta["optimizer"], 0.01),
+        warmup_ratio=_number(r"over (\d+)%", meta["schedule"], 10) / 100,
+        clip_norm=meta["clip_grad_norm"],
+    )
+    parameters = model.trainable()
+    optimizer = build_optimizer(parameters, settings)
+    still = {id(p) for group in optimizer.param_groups if group["weight_decay"] == 0 for p in group["params"]}
+    undecayed = {name for name, parameter in parameters.items() if id(parameter) in still}
+    report.same("tensors without decay", undecayed, {ours(model, name) for name in meta["no_decay_trainable"]})
+    losses, norms, rates = [], [], []
+    for step, (task, number) in enumerate(zip(meta["task_of_step"], meta["batch_of_step"], strict=True)):
+        batch = make_batch(model, task, fixture.under(f"input/{number}"))
+        rates.append(learning_rate(step, settings.steps, settings.lr, settings.warmup_ratio))
+        set_learning_rate(optimizer, rates[-1])
+        loss = reduced(OUR_TASK[task], model(batch), batch.labels != -100, batch.weights)
+        loss.backward()
+        losses.append(loss.detach())
+        norms.append(clip_gradients(parameters.values(), settings.clip_norm))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    outputs = fixture.under("output")
+    report.close("losses", torch.stack(losses), outputs["losses"])
+    report.close("gradient norms", torch.tensor(norms), outputs["grad_norms_before_clip"])
+    if "lr_used" in outputs:
+        report.close("learning rates", torch.tensor(rates), outputs["lr_used"])
+    for name, value in fixture.under("final").items():
+        report.close(f"final/{name}", parameters[ours(model, name)], value, FINAL_ATOL)
+    return report
+
+
+def run_losses(fixture: Fixture) -> Report:
+    """The tasks' losses on given logits."""
+    report = Report()
+    inputs, outputs, gradients = fixture.under("input"), fixture.under("output"), fixture.under("grad")
+    valid = inputs["labels"] != -100
+    for name in dict.fromkeys(key.split("/")[0] for key in outputs):
+        logits = inputs["logits"].clone().requires_grad_()
+        kept = torch.nn.functional.cross_entropy(logits[valid], inputs["labels"][valid], reduction="none")
+        token_loss = torch.zeros(valid.shape).masked_scatter(valid, kept)
+        loss = reduced(OUR_TASK[name], token_loss, valid, inputs["scores"])
+        report.close(f"{name}/loss", loss, outputs[f"{name}/loss"])
+        loss.backward()
+        report.close(f"grad/{name}/logits", logits.grad, gradients[f"{name}/logits"])
+    return report
+
+
+def build(fixture: Fixture, config: dict[str, Any]) -> VLSeq2Seq:
+    """Our model of the file's sizes and method, in eval mode, with the recorded weights."""
+    if config.get("model_type", "bart") != "bart" or "encoder_layers" not in config:
+        raise NotUnderstood(f"backbone {config.get('model_type', 'other than BART')} is not part of this version")
+    wrong = [f"{key}={config[key]}" for key, value in MUST_BE.items() if config.get(key, value) != value]
+    if wrong:
+        raise NotUnderstood(f"the visual embedding has {', '.join(wrong)}")
+    known = BartConfig().to_dict()
+    sizes = {key: value for key, value in config.items() if key in known}
+    extra = config["vocab_size"] - 1 - max(config.get(f"{kind}_token_id") or 0 for kind in ("pad", "bos", "eos"))
+    side = math.isqrt(config.get("n_boxes", 36))
+    made = Config(
+        backbone=BackboneConfig(config=sizes | {"vocab_size": config["vocab_size"] - extra}, extra_tokens=extra),
+        visual=VisualConfig(
+            feature_dim=config["feat_dim"],
+            pool=(side, side) if config.get("downsample", True) else None,
+            max_images=config.get("n_images", 2),
+            order_embedding=config.get("use_vis_order_embedding", True),
+        ),
+        tasks={task: TaskConfig() for task in tasks_of(fixture)},
+        method=methods_of(fixture),
+    )
+    model = build_model(made).eval()
+    load_weights(model, fixture)
+    return model
+
+
+def make_batch(model: VLSeq2Seq, task: str, inputs: dict[str, torch.Tensor]) -> Batch:
+    """A batch of the recorded inputs. Boxes and order ids, which a batch has not, go to the visual embedding."""
+    features = inputs["vis_feats"]
+    image, cell = inputs.get("img_order_ids"), inputs.get("obj_order_ids")
+    images = 1 if image is None else int(image.max()) + 1
+    if features.ndim == 3:
+        features = features.unflatten(1, (images, -1))
+    left = math.prod(model.visual.config.pool) if model.visual.config.pool else features.shape[2]
+
+    def first_of_each(rows: torch.Tensor | None, *last: int) -> torch.Tensor | None:
+        """What belongs to the cells left after pooling: as in the source, the first so many of each image."""
+        return None if rows is None else rows.reshape(len(rows), images, -1, *last)[:, :, :left].flatten(1, 2)
+
+    model.visual.forward = partial(
+        VisualEmbedding.forward,
+        model.visual,
+        boxes=first_of_each(inputs.get("boxes"), 4),
+        image_order=first_of_each(image),
+        cell_order=first_of_each(cell),
+    )
+    ids = inputs["input_ids"]
+    return Batch(
+        task=task,
+        ids=[str(i) for i in range(len(ids))],
+        input_ids=ids,
+        attention_mask=(ids != model.lm.config.pad_token_id).long(),
+        features=features,
+        labels=inputs.get("labels"),
+        weights=inputs.get("scores"),
+    )
+
+
+def reduced(task: str, token_loss: torch.Tensor, valid: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """The loss that our task of that name makes of token losses."""
+    kind = TASKS.get(task)
+    numerator, denominator = kind.reduce(object.__new__(kind), token_loss, valid, weights)
+    return numerator / denominator
+
+
+def check_trainable(report: Report, model: VLSeq2Seq, fixture: Fixture) -> None:
+    """What we train is what the source trains."""
+    report.same("trainable", set(model.trainable()), {ours(model, name) for name in fixture.meta["trainable"]})
+
+
+@torch.no_grad()
+def _compare_outputs(report: Report, model: VLSeq2Seq, batch: Batch, recorded: dict, task: str) -> None:
+    with model.context.of(task):
+        encoded = model.encode(batch)
+        hidden = model.decode(encoded, model.lm.prepare_decoder_input_ids_from_labels(batch.labels))
+    valid = batch.labels != -100
+    token_loss = model(batch)
+    got = {
+        "encoder_last_hidden_state": encoded.states,
+        "decoder_last_hidden_state": hidden,
+        "logits": model.logits(hidden),
+        "loss_per_token": token_loss,
+        "loss_per_sample": token_loss.sum(1) / valid.sum(1).clamp(min=1),
+    }
+    got |= {name: reduced(kind, token_loss, valid, batch.weights) for name, kind in LOSS_OF.items()}
+    for name, value in recorded.items():
+        if name not in got:
+            raise NotUnderstood(f"output {name}")
+        report.close(f"{task}/{name}", got[name], value)
+
+
+def _compare_gradients(report: Report, model: VLSeq2Seq, batch: Batch, fixture: Fixture, task: str) -> None:
+    norms = fixture.tensors.get(f"grad_norm/{task}")
+    gradients = fixture.under(f"grad/{task}")
+    if norms is None and not gradients:
+        return
+    model.zero_grad(set_to_none=True)
+    reduced("vqa", model(batch), batch.labels != -100, batch.weights).backward()
+    parameters = model.trainable()
+    for name, value in gradients.items():
+        gradient = parameters[ours(model, name)].grad
+        report.close(f"grad/{task}/{name}", torch.zeros_like(value) if gradient is None else gradient, value)
+    if norms is None:
+        return
+    for name, value in zip(fixture.meta["trainable"], norms, strict=True):
+        gradient = parameters[ours(model, name)].grad
+        report.same(f"a gradient reaches {name} ({task})", gradient is not None, bool(value != -1))
+        if gradient is not None:
+            report.close(f"grad_norm/{task}/{name}", gradient.norm(), value)
+
+
+def _decoding(kind: str, settings: str) -> DecodingConfig:
+    length = int(_number(r"max_length (\d+)", settings, 20))
+    if kind == "greedy":
+        return DecodingConfig(kind="greedy", max_length=length, no_repeat_ngram_size=0)
+    if found := re.fullmatch(r"beam(\d+)", kind):
+        ngram = int(_number(r"no_repeat_ngram_size (\d+)", settings, 3))
+        return DecodingConfig(
+            kind="beam", num_beams=int(found[1]), max_length=length, no_repeat_ngram_size=ngram, length_penalty=1.0
+        )
+    raise NotUnderstood(f"generation {kind}")
+
+
+def _up_to_end(ids: torch.Tensor, eos: int) -> list[list[int]]:
+    """Rows up to the first end after the start token; what fills the rest depends on the library's version."""
+    rows = []
+    for row in ids.tolist():
+        end = row.index(eos, 1) + 1 if eos in row[1:] else len(row)
+        rows.append(row[:end])
+    return rows
+
+
+def _sizes(fixture: Fixture) -> dict[str, Any]:
+    """Sizes of a training fixture, which refers to the plain one for them."""
+    config = fixture.meta.get("config", {})
+    if "d_model" in config:
+        return config
+    beside = [folder / "plain.safetensors" for folder in (fixture.path.parent, Path(__file__).parent)]
+    return read(next(path for path in beside if path.exists())).meta["config"]
+
+
+def _number(pattern: str, text: str, default: float) -> float:
+    found = re.search(pattern, text)
+    return float(found[1]) if found else default
