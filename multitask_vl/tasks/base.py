@@ -2,18 +2,52 @@
 
 from __future__ import annotations
 
+import string
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from multitask_vl.config.schema import DecodingConfig, TaskConfig
+from multitask_vl.config.schema import DecodingConfig, Positive, Section, TaskConfig
+from multitask_vl.errors import InputError
 
 C = TypeVar("C", bound=TaskConfig)
+
+Paths = Annotated[
+    tuple[Path, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str | Path) else value),
+    Field(min_length=1),
+]
+"""Type of a configuration key that takes one path or a list of paths."""
+
+
+def key_template(*fields: str) -> Any:
+    """Type of a configuration key that says how an image key is made, e.g. ``{image_id:012d}``.
+
+    Args:
+        fields: names that may stand in the braces; another one is an error where the configuration is read.
+    """
+
+    def check(template: str) -> str:
+        names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
+        unknown = [name for name in names if name not in fields]
+        if unknown:
+            raise ValueError(f"unknown field {{{unknown[0]}}}; known: {', '.join(f'{{{name}}}' for name in fields)}")
+        return template
+
+    return Annotated[str, AfterValidator(check)]
+
+
+class SplitConfig(Section):
+    """Keys that every split has. A task's file extends this with the files that hold it."""
+
+    expected_count: Positive | None = None
+    """How many examples the split must have, e.g. 443757 for VQA v2 train; another number is an error."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,12 +118,47 @@ class Task(ABC, Generic[C]):
 
     @abstractmethod
     def read(self, split: str) -> Iterator[Example]:
-        """Examples of a split from its official files. InputError (file:line where JSON lines are read) if malformed."""
+        """Examples of a split from its official files. InputError (file:line) if they are malformed."""
 
     def resolve(self, path: str | Path) -> Path:
         """A path of the configuration, relative ones starting at ``data_dir``."""
         path = Path(path).expanduser()
         return path if path.is_absolute() else self.data_dir / path
+
+    def existing(self, paths: Mapping[str, Sequence[Path]]) -> list[Path]:
+        """Resolved paths, given by their key under ``tasks.<name>`` (``splits.train.questions``).
+
+        Raises:
+            InputError: naming every path that is no file.
+        """
+        found = [(key, self.resolve(path)) for key, some in paths.items() for path in some]
+        problems = [
+            f"tasks.{self.name}.{key}: there is no file {path}; set it, or data_dir (now {self.data_dir}), to where "
+            "the download lies"
+            for key, path in found
+            if not path.is_file()
+        ]
+        if problems:
+            raise InputError(problems)
+        return [path for _, path in found]
+
+    def where(self, split: str) -> str:
+        """Dotted path of a split in the configuration, for messages.
+
+        Raises:
+            InputError: the task has no such split.
+        """
+        if split not in self.config.splits:
+            raise InputError(f"tasks.{self.name}.splits: there is no '{split}' among {sorted(self.config.splits)}")
+        return f"tasks.{self.name}.splits.{split}"
+
+    def reading_options(self, split: str) -> dict[str, Any]:
+        """What, beside the files' content, decides what `read` yields; it keys the compiled table. JSON-able.
+
+        Here: the split's own keys and those that the task's file adds to `TaskConfig`.
+        """
+        own = self.config.model_dump(mode="json", exclude=set(TaskConfig.model_fields))
+        return {**own, "split": split, "splits": self.config.splits[split].model_dump(mode="json")}
 
     # ---- training
 
@@ -132,6 +201,35 @@ class Task(ABC, Generic[C]):
         ``options`` are the keys of `EvaluationConfig` that scoring may use (``caption_tokenizer``).
         """
 
+    def ordered(self, examples: Sequence[Example], predictions: Mapping[str, str]) -> list[str]:
+        """Predictions in the order of ``examples``, for `score`.
+
+        Raises:
+            InputError: ids are missing or too many; there are no examples.
+        """
+        if not examples:
+            raise InputError(f"tasks.{self.name}: there are no examples to score")
+        check_ids([example.id for example in examples], predictions, f"tasks.{self.name}")
+        return [predictions[example.id] for example in examples]
+
+    @classmethod
+    def score_files(cls, references: Path, predictions: Path, **options: Any) -> dict[str, Any]:
+        """Score an official results file against an official annotation file; JSON-able, on the 0-100 scale."""
+        raise InputError(f"{cls.__name__} does not score official files")
+
     @abstractmethod
     def submission(self, predictions: Mapping[str, str], path: Path) -> None:
         """Write the file that the task's official server takes."""
+
+
+def check_ids(expected: Collection[str], found: Mapping[str, Any], subject: str) -> None:
+    """Raise InputError unless predictions are for exactly the expected ids; one instance of each defect is named."""
+    known, problems = set(expected), []
+    missing = [id_ for id_ in expected if id_ not in found]
+    extra = [id_ for id_ in found if id_ not in known]
+    if missing:
+        problems.append(f"{subject}: {len(missing):,} of {len(known):,} ids have no prediction (first: {missing[0]})")
+    if extra:
+        problems.append(f"{subject}: {len(extra):,} predictions are for unknown ids (first: {extra[0]})")
+    if problems:
+        raise InputError(problems)

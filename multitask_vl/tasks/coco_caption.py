@@ -1,0 +1,244 @@
+"""What is captioning here: COCO's or Karpathy's files, one example a caption or an image, caption metrics, results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BeforeValidator, Field, field_validator
+
+from multitask_vl.config.schema import DecodingConfig, Positive, TaskConfig
+from multitask_vl.metrics.caption import SCORERS, CaptionScores, caption_scores
+from multitask_vl.registry import TASKS
+from multitask_vl.tasks.base import Example, Paths, Scores, SplitConfig, Task, check_ids, key_template
+from multitask_vl.tasks.files import Problems, items_of, official_id, read_results, walk, write_json
+
+ImageKey = key_template("stem", "image_id")
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    Field(min_length=1),
+]
+
+
+class CaptionSplit(SplitConfig):
+    """The files of a split, in COCO's own layout (`images`, `annotations`) or Karpathy's (`dataset_coco.json`)."""
+
+    captions: Paths
+    """`captions_*.json`, `dataset_coco.json` or, without captions, `image_info_*.json`; which, its content says."""
+    subset: Names | None = None
+    """Karpathy's layout only: which of its splits; `train` stands for train and restval, as everywhere in print. None:
+    the split's own name under `splits:`."""
+    one_per: Literal["caption", "image"] | None = None
+    """`caption`: every (image, caption) pair is an example, as published for training. `image`: one example an image
+    with all its captions as references. None: `caption` for the split named train, else `image`."""
+    image_key: ImageKey = "{stem}"
+    """How a picture is called in the feature store; `{stem}` is its file name up to the first dot."""
+
+
+class CaptionDecoding(DecodingConfig):
+    """Five beams."""
+
+    kind: Literal["greedy", "beam", "choice"] = "beam"
+    num_beams: Positive = 5
+    max_length: Positive = 40
+
+
+class CaptionConfig(TaskConfig):
+    """Published defaults (VL-Adapter, tables of sections 8.2 and 11.1), but a text over its limit is an error."""
+
+    prompt: str = "caption: "
+    max_input_tokens: Positive | None = 40
+    max_target_tokens: Positive | None = 40
+    batch_share: float = 50 / 60
+    splits: dict[str, CaptionSplit] = {}
+    decoding: CaptionDecoding = CaptionDecoding()
+    scorers: tuple[Literal["Bleu", "METEOR", "ROUGE_L", "CIDEr", "SPICE"], ...] = SCORERS
+    """Which metrics are computed; METEOR takes 8 s and a gigabyte for a thousand images."""
+
+    @field_validator("scorers")
+    @classmethod
+    def _with_headline(cls, scorers: tuple[str, ...]) -> tuple[str, ...]:
+        if "CIDEr" not in scorers:
+            raise ValueError("CIDEr stands for the task in tables and must be among the scorers")
+        return scorers
+
+
+@dataclass
+class _Image:
+    """An image of a file: what its key is made of, and its captions with their ids."""
+
+    id: int | str
+    stem: str | None
+    where: str
+    captions: list[tuple[int | str, str]] = field(default_factory=list)
+
+
+@TASKS.register("coco_caption")
+class CocoCaption(Task[CaptionConfig]):
+    """Captions of photographs. The model's text is the prompt alone."""
+
+    Config = CaptionConfig
+    headline = "CIDEr"
+    submission_name = "caption_results.json"
+
+    def sources(self, split: str) -> list[Path]:
+        self.where(split)
+        return self.existing({f"splits.{split}.captions": self.config.splits[split].captions})
+
+    def read(self, split: str) -> Iterator[Example]:
+        config = self.config.splits[split]
+        problems = Problems(self.where(split))
+        one_per = config.one_per or ("caption" if split == "train" else "image")
+        images: dict[int | str, _Image] = {}
+        for path in config.captions:
+            for image in _images(self.resolve(path), config, split, problems):
+                if image.id in images:
+                    problems.add("an image is listed twice", f"{image.where} ({image.id})")
+                images[image.id] = image
+        hidden = not any(image.captions for image in images.values())
+        if hidden and one_per == "caption" and images:
+            problems.add("there are images but no captions", f"{config.captions[0]}")
+        for image in images.values():
+            if not image.captions and not hidden:
+                problems.add("image without captions", f"{image.where} ({image.id})")
+            try:
+                key = config.image_key.format(stem=image.stem, image_id=image.id)
+            except ValueError as error:
+                problems.add(f"image id does not fit image_key {config.image_key!r} ({error})", f"{image.id!r}")
+                continue
+            texts = tuple(text for _, text in image.captions)
+            if one_per == "image":
+                yield Example(str(image.id), (key,), "", texts, (1.0,) * len(texts))
+                continue
+            for caption_id, text in image.captions:
+                yield Example(f"{image.id}-{caption_id}", (key,), "", (text,), (1.0,))
+        problems.raise_any()
+
+    def reduce(
+        self, token_loss: torch.Tensor, valid: torch.Tensor, weights: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean over all target tokens of the batch (VL-Adapter section 8.5); weights do not enter."""
+        return token_loss.sum(), valid.sum().to(token_loss)
+
+    def score(self, examples: Sequence[Example], predictions: Mapping[str, str], **options: Any) -> Scores:
+        texts = self.ordered(examples, predictions)
+        found = caption_scores(
+            {e.id: e.answers for e in examples},
+            {e.id: text for e, text in zip(examples, texts, strict=True)},
+            tokenizer=options.get("caption_tokenizer", "ptb"),
+            scorers=self.config.scorers,
+        )
+        return Scores(
+            headline=self.headline,
+            metrics=found.corpus,
+            per_example={
+                id_: values[self.headline] for id_, values in found.per_image.items() if self.headline in values
+            },
+            notes=found.notes,
+            version=self.version,
+        )
+
+    @classmethod
+    def score_files(cls, references: Path, predictions: Path, **options: Any) -> dict[str, Any]:
+        problems, texts = Problems(str(references)), {}
+        for item, where in items_of(references, "annotations", problems):
+            if (caption := _caption(item, where, problems)) is not None:
+                texts.setdefault(str(caption[0]), []).append(caption[2])
+        problems.raise_any()
+        results = read_results(predictions, "image_id", "caption", str(predictions))
+        check_ids(texts, results, str(predictions))
+        found: CaptionScores = caption_scores(texts, results, options.get("caption_tokenizer", "ptb"))
+        return {**found.corpus, "notes": found.notes, "images": len(results), "per_image": found.per_image}
+
+    def submission(self, predictions: Mapping[str, str], path: Path) -> None:
+        write_json(path, [{"image_id": official_id(id_), "caption": text} for id_, text in predictions.items()])
+
+
+def _images(path: Path, config: CaptionSplit, split: str, problems: Problems) -> Iterator[_Image]:
+    """The images of a file that belong to the split, with their captions."""
+    listed: dict[int | str, _Image] = {}
+    captions: list[tuple[tuple[int | str, int | str, str], str]] = []
+    subsets: dict[str, int] = {}
+    seen = set()
+    wanted = set(config.subset or (split,))
+    if "train" in wanted:
+        wanted.add("restval")
+    for key, item, where in walk(path):
+        seen.add(key)
+        if key not in ("images", "annotations"):
+            continue
+        if not isinstance(item, dict):
+            problems.add(f"an item of '{key}' must be an object", where)
+        elif key == "annotations":
+            if (caption := _caption(item, where, problems)) is not None:
+                captions.append((caption, where))
+        elif "sentences" in item:
+            subset = problems.field(item, "split", str, where)
+            subsets[subset] = subsets.get(subset, 0) + 1
+            if subset in wanted and (image := _karpathy(item, where, problems)) is not None:
+                yield image
+        elif (image := _official(item, where, problems)) is not None:
+            listed[image.id] = image
+    if not seen & {"images", "annotations"}:
+        known = "COCO's (images, annotations) or Karpathy's (images with sentences)"
+        problems.add(f"a layout is expected that is {known}", f"{path} holds {sorted(map(str, seen))[:8]}")
+    if subsets and not wanted & set(subsets):
+        found = ", ".join(f"{name} ({count:,} images)" for name, count in sorted(subsets.items()))
+        problems.add("the file has no image of the split", f"{path} has {found}", "Choose with subset")
+    if config.subset and listed:
+        problems.add("subset is for Karpathy's layout only", f"{path}")
+    by_name = "{stem" in config.image_key
+    for (image_id, caption_id, text), where in captions:
+        if image_id not in listed and not by_name:
+            listed[image_id] = _Image(image_id, None, where)
+        if image_id in listed:
+            listed[image_id].captions.append((caption_id, text))
+        else:
+            problems.add(
+                "caption of an image that is not listed under 'images'", f"{where} (image {image_id})",
+                "If pictures are called by their id, set image_key: '{image_id:012d}'",
+            )  # fmt: skip
+    yield from listed.values()
+
+
+def _official(item: dict, where: str, problems: Problems) -> _Image | None:
+    id_ = problems.field(item, "id", (int, str), where)
+    name = problems.field(item, "file_name", str, where)
+    return None if id_ is None or name is None else _Image(id_, _stem(name), where)
+
+
+def _karpathy(item: dict, where: str, problems: Problems) -> _Image | None:
+    # COCO's own image id where there is one; the Flickr files of the same layout have only their running number
+    id_ = problems.field(item, "cocoid" if "cocoid" in item else "imgid", (int, str), where)
+    name = problems.field(item, "filename", str, where)
+    sentences = problems.field(item, "sentences", list, where)
+    if None in (id_, name, sentences):
+        return None
+    image = _Image(id_, _stem(name), where)
+    for number, sentence in enumerate(sentences):
+        raw = sentence.get("raw") if isinstance(sentence, dict) else None
+        if isinstance(raw, str) and raw.strip():
+            image.captions.append((sentence.get("sentid", number), raw.strip()))
+        else:
+            problems.add("a sentence must have the text 'raw', not blank", f"{where} (image {id_})")
+    return image
+
+
+def _caption(item: dict, where: str, problems: Problems) -> tuple[int | str, int | str, str] | None:
+    """Image id, caption id and stripped text of an annotation."""
+    image_id = problems.field(item, "image_id", (int, str), where)
+    caption_id = problems.field(item, "id", (int, str), where)
+    text = problems.field(item, "caption", str, where)
+    if text is not None and not text.strip():
+        problems.add("a caption is blank", where)
+    elif None not in (image_id, caption_id, text):
+        return image_id, caption_id, text.strip()
+    return None
+
+
+def _stem(name: str) -> str:
+    return Path(name).name.split(".", 1)[0]

@@ -1,0 +1,132 @@
+"""What is GQA here: the official question files, one right answer, exact match, and the official results file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from multitask_vl.config.schema import Positive, TaskConfig
+from multitask_vl.errors import InputError
+from multitask_vl.metrics.gqa import GQAQuestion, GQAScores, gqa_scores
+from multitask_vl.registry import TASKS
+from multitask_vl.tasks.base import Example, Paths, Scores, SplitConfig, Task, check_ids, key_template
+from multitask_vl.tasks.files import Problems, read_results, walk, write_json
+
+ImageKey = key_template("imageId")
+
+
+class GQASplit(SplitConfig):
+    """The official files of a split."""
+
+    questions: Paths
+    """`{train,val,testdev,...}_{balanced,all}_questions.json`, one or several (the shards of train_all)."""
+    image_key: ImageKey = "{imageId}"
+    """How a picture is called in the feature store."""
+
+
+class GQAConfig(TaskConfig):
+    """Published defaults (VL-Adapter, table of section 8.2), but a text over its limit is an error.
+
+    The published runs have the prompt `gpa: `, a slip; set it to repeat them.
+    """
+
+    prompt: str = "gqa: "
+    max_input_tokens: Positive | None = 20
+    batch_share: float = 100 / 60
+    splits: dict[str, GQASplit] = {}
+
+
+@TASKS.register("gqa")
+class GQA(Task[GQAConfig]):
+    """GQA: compositional questions with one right answer each."""
+
+    Config = GQAConfig
+    headline = "accuracy"
+    submission_name = "gqa_submit.json"
+
+    def sources(self, split: str) -> list[Path]:
+        self.where(split)
+        return self.existing({f"splits.{split}.questions": self.config.splits[split].questions})
+
+    def read(self, split: str) -> Iterator[Example]:
+        config = self.config.splits[split]
+        problems = Problems(self.where(split))
+        answered = hidden = 0
+        for path in config.questions:
+            for id_, item, where in _questions(self.resolve(path), problems):
+                image_id = problems.field(item, "imageId", str, where)
+                text = problems.field(item, "question", str, where)
+                answer = problems.field(item, "answer", str, where) if "answer" in item else None
+                if image_id is None or text is None:
+                    continue
+                answered, hidden = answered + (answer is not None), hidden + (answer is None)
+                question = _scored(item)
+                yield Example(
+                    id=id_,
+                    images=(config.image_key.format(imageId=image_id),),
+                    text=text,
+                    answers=() if answer is None else (answer,),
+                    scores=() if answer is None else (1.0,),
+                    meta={"types": dict(question.types), "entailed": list(question.entailed)},
+                )
+        if answered and hidden:
+            problems.add("some questions have answers and some have none", f"{hidden:,} of {answered + hidden:,}")
+        problems.raise_any()
+
+    def score(self, examples: Sequence[Example], predictions: Mapping[str, str], **options: Any) -> Scores:
+        texts = self.ordered(examples, predictions)
+        if not all(example.answers for example in examples):
+            raise InputError(f"tasks.{self.name}: the split hides its answers; send the submission file to the server")
+        found = gqa_scores(
+            {e.id: text for e, text in zip(examples, texts, strict=True)},
+            {e.id: GQAQuestion(e.answers[0], e.meta["types"], e.meta["entailed"]) for e in examples},
+        )
+        notes = {}
+        if found.consistency is None:
+            notes["consistency"] = "not computed: no rightly answered question entails another one of the set"
+        return Scores(
+            headline=self.headline,
+            metrics={"accuracy": found.accuracy, "consistency": found.consistency},
+            per_example=found.per_question,
+            groups=found.groups,
+            notes=notes,
+            version=self.version,
+        )
+
+    @classmethod
+    def score_files(cls, references: Path, predictions: Path, **options: Any) -> dict[str, Any]:
+        problems, questions = Problems(str(references)), {}
+        for id_, item, where in _questions(references, problems):
+            if problems.field(item, "answer", str, where) is not None:
+                questions[id_] = _scored(item)
+        problems.raise_any()
+        results = read_results(predictions, "questionId", "prediction", str(predictions))
+        check_ids(questions, results, str(predictions))
+        found: GQAScores = gqa_scores(results, questions)
+        return {
+            "overall": found.accuracy,
+            "consistency": found.consistency,
+            "groups": found.groups,
+            "per_question": found.per_question,
+        }
+
+    def submission(self, predictions: Mapping[str, str], path: Path) -> None:
+        write_json(path, [{"questionId": id_, "prediction": text} for id_, text in predictions.items()])
+
+
+def _questions(path: Path, problems: Problems) -> Iterator[tuple[str, dict, str]]:
+    """Id, question and place of each member of a question file."""
+    for id_, item, where in walk(path):
+        if id_ is not None and isinstance(item, dict):
+            yield id_, item, where
+        else:
+            problems.add("an object {question id: {imageId, question, answer, ...}} is expected", where)
+
+
+def _scored(item: dict) -> GQAQuestion:
+    """What scoring a question of the official file needs; breakdowns and entailments are kept where they are given."""
+    types = item.get("types")
+    kinds = {name: kind for name, kind in types.items() if isinstance(kind, str)} if isinstance(types, dict) else {}
+    entailed = item.get("entailed")
+    return GQAQuestion(item.get("answer", ""), kinds, entailed if isinstance(entailed, list) else [])

@@ -1,0 +1,148 @@
+"""What is NLVR2 here: a sentence is true or false of its pictures; official lines, accuracy, consistency, csv."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from multitask_vl.config.schema import DecodingConfig, TaskConfig
+from multitask_vl.errors import InputError
+from multitask_vl.metrics.nlvr2 import NLVR2Scores, nlvr2_scores
+from multitask_vl.registry import TASKS
+from multitask_vl.tasks.base import Example, Paths, Scores, SplitConfig, Task, check_ids, key_template
+from multitask_vl.tasks.files import Problems, json_lines, lines, write_text
+
+ImageKey = key_template("identifier", "pair")
+_TRUTH = {"true": True, "false": False}
+
+
+class NLVR2Split(SplitConfig):
+    """The official files of a split: one JSON object a line with sentence, identifier and label."""
+
+    items: Paths
+    """`{train,dev,test1,...}.json`, one or several. NLVR version 1 files are read as well, see `image_keys`."""
+    image_keys: Annotated[tuple[ImageKey, ...], Field(min_length=1)] = ("{pair}-img0", "{pair}-img1")
+    """How the pictures are called in the feature store, left to right. `{pair}` is the identifier without its last part
+    (the sentence number). NLVR version 1 items show one picture: `['dev-{identifier}-0']`."""
+
+
+class NLVR2Decoding(DecodingConfig):
+    """The first choice wins a tie, so a tie means false."""
+
+    kind: Literal["greedy", "beam", "choice"] = "choice"
+    choices: tuple[str, ...] = ("false", "true")
+
+
+class NLVR2Config(TaskConfig):
+    """Published defaults (VL-Adapter, tables of sections 8.2 and 11.1)."""
+
+    prompt: str = "nlvr: "
+    batch_share: float = 20 / 60
+    splits: dict[str, NLVR2Split] = {}
+    decoding: NLVR2Decoding = NLVR2Decoding()
+
+
+@TASKS.register("nlvr2")
+class NLVR2(Task[NLVR2Config]):
+    """NLVR2 (two photographs) and NLVR version 1 (one drawing)."""
+
+    Config = NLVR2Config
+    headline = "accuracy"
+    submission_name = "nlvr_submit.csv"
+
+    def sources(self, split: str) -> list[Path]:
+        self.where(split)
+        return self.existing({f"splits.{split}.items": self.config.splits[split].items})
+
+    def read(self, split: str) -> Iterator[Example]:
+        config = self.config.splits[split]
+        problems = Problems(self.where(split))
+        labelled = hidden = 0
+        for path in config.items:
+            for item, where in json_lines(self.resolve(path)):
+                identifier = problems.field(item, "identifier", str, where)
+                sentence = problems.field(item, "sentence", str, where)
+                truth = _label(item, where, problems) if "label" in item else None
+                if identifier is None or sentence is None:
+                    continue
+                if "structured_rep" in item and len(config.image_keys) > 1:
+                    problems.add(
+                        "an item of NLVR version 1 shows one picture", where, "Set image_keys: ['dev-{identifier}-0']"
+                    )
+                    continue
+                labelled, hidden = labelled + (truth is not None), hidden + (truth is None)
+                pair = identifier.rpartition("-")[0]
+                yield Example(
+                    id=identifier,
+                    images=tuple(key.format(identifier=identifier, pair=pair) for key in config.image_keys),
+                    text=sentence,
+                    answers=() if truth is None else (str(truth).lower(),),
+                    scores=() if truth is None else (1.0,),
+                )
+        if labelled and hidden:
+            problems.add("some items have labels and some have none", f"{hidden:,} of {labelled + hidden:,}")
+        problems.raise_any()
+
+    def score(self, examples: Sequence[Example], predictions: Mapping[str, str], **options: Any) -> Scores:
+        texts = self.ordered(examples, predictions)
+        if not all(example.answers for example in examples):
+            raise InputError(f"tasks.{self.name}: the split hides its labels; send the submission file to the server")
+        found = nlvr2_scores(
+            {e.id: _TRUTH.get(text) for e, text in zip(examples, texts, strict=True)},
+            {e.id: _TRUTH[e.answers[0]] for e in examples},
+        )
+        return Scores(
+            headline=self.headline,
+            metrics={"accuracy": found.accuracy, "consistency": found.consistency},
+            per_example=found.per_item,
+            version=self.version,
+        )
+
+    @classmethod
+    def score_files(cls, references: Path, predictions: Path, **options: Any) -> dict[str, Any]:
+        problems, truth = Problems(str(references)), {}
+        for item, where in json_lines(references):
+            identifier = problems.field(item, "identifier", str, where)
+            if identifier in truth:
+                problems.add("a second item of the same identifier", f"{where} ({identifier})")
+            truth[identifier] = _label(item, where, problems)
+        problems.raise_any()
+        results = _results(predictions)
+        check_ids(truth, results, str(predictions))
+        found: NLVR2Scores = nlvr2_scores(results, truth)
+        return {"overall": found.accuracy, "consistency": found.consistency, "per_item": found.per_item}
+
+    def submission(self, predictions: Mapping[str, str], path: Path) -> None:
+        unread = [id_ for id_, text in predictions.items() if text not in _TRUTH]
+        if unread:
+            raise InputError(
+                f"tasks.{self.name}: {len(unread):,} predictions are neither 'true' nor 'false' (first: {unread[0]}, "
+                f"{predictions[unread[0]]!r}). Use decoding.kind=choice"
+            )
+        write_text(path, "".join(f"{id_},{_TRUTH[text]}\n" for id_, text in predictions.items()))
+
+
+def _label(item: dict, where: str, problems: Problems) -> bool | None:
+    label = problems.field(item, "label", (str, bool), where)
+    truth = label if isinstance(label, bool) else _TRUTH.get(str(label).lower())
+    if truth is None and label is not None:
+        problems.add("'label' must be True or False", f"{where} has {label!r}")
+    return truth
+
+
+def _results(path: Path) -> dict[str, bool]:
+    """A submission file as identifier -> judgement."""
+    problems, results = Problems(str(path)), {}
+    for line, where in lines(path):
+        identifier, _, text = line.strip().rpartition(",")
+        if not identifier or text.strip().lower() not in _TRUTH:
+            problems.add("a line must read identifier,True or identifier,False", f"{where} has {line!r}")
+        elif identifier in results:
+            problems.add("a second result for an identifier", f"{where} ({identifier})")
+        else:
+            results[identifier] = _TRUTH[text.strip().lower()]
+    problems.raise_any()
+    return results
