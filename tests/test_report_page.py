@@ -1,0 +1,239 @@
+"""Is the report page whole, safe and readable: by its markup, and in a real browser where one is installed?"""
+
+import html
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections import Counter
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from multitask_vl.reports.page import write_report
+from tests.run_folders import make_run, make_world
+
+HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)> {{ 7 * 7 }} $x^2$ ' + "long" * 60
+STYLE = Path(write_report.__globals__["__file__"]).with_name("style.html").read_text()
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+class Elements(HTMLParser):
+    """All elements of a page as (name, attributes), and its text outside of style and script."""
+
+    def __init__(self, page: str):
+        super().__init__()
+        self.found: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.inside = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        self.inside = tag
+
+    def handle_data(self, data):
+        if self.inside != "style":
+            self.text += data
+
+    def named(self, *names: str) -> list[dict[str, str | None]]:
+        return [attributes for tag, attributes in self.found if tag in names]
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory) -> Path:
+    """The page of a run with a blind control, hostile and endless texts, a lost and a broken picture."""
+    base = tmp_path_factory.mktemp("page")
+    world = make_world(base / "world")
+    run = make_run(base / "runs" / "full", world, base / "world")
+    blind = make_run(base / "runs" / "blind", world, base / "world", skill=0.3, features__control="shuffled")
+    for split in ("report", "heldout"):
+        path = run / "predictions" / "vqa" / f"{split}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [{**row, "text": HOSTILE, "prediction": HOSTILE, "references": [HOSTILE]} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = json.loads((run / "scores.json").read_text())
+    scores["splits"]["report"]["tasks"]["gqa"]["notes"]["consistency"] = HOSTILE
+    scores["splits"]["report"]["tasks"]["vqa"]["groups"]["type"] = {HOSTILE: 30.0}
+    (run / "scores.json").write_text(json.dumps(scores))
+    (run / "resolved.yaml").write_text((run / "resolved.yaml").read_text() + f"# {HOSTILE}\n")
+    (base / "world" / "images" / "scene_0000.png").unlink()
+    (base / "world" / "images" / "scene_0001.png").write_bytes(b"no picture")
+    return write_report(run, blind, items=24)
+
+
+@pytest.fixture(scope="module")
+def elements(page) -> Elements:
+    return Elements(page.read_text())
+
+
+def test_the_page_needs_no_other_file_and_runs_no_script(page, elements):
+    assert elements.named("script", "link", "iframe", "object") == []
+    for attributes in (attributes for _, attributes in elements.found):
+        for name in ("src", "href", "xlink:href", "srcset", "data", "poster"):
+            assert (attributes.get(name) or "#").startswith(("#", "data:image/jpeg;base64,"))
+        assert not [name for name in attributes if name.startswith("on")]
+    assert not re.search(r"url\((?!#)|@import", page.read_text())
+    policy = next(a["content"] for a in elements.named("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy
+
+
+def test_texts_of_the_run_are_shown_as_they_are(elements):
+    # text in 24 cards: statement, prediction and reference; notes, groups and configuration besides
+    assert elements.text.count('<script>alert("1")</script>') >= 3 * 24 + 3
+    assert "{{ 7 * 7 }} $x^2$" in elements.text
+
+
+def test_every_example_and_number_is_there(elements):
+    for said in (
+        "report-0",
+        "report-23",
+        "blind control",
+        "adapter per_task",
+        "349,696",
+        "12.17 %",
+        "x_R: encoder_pooled",
+    ):
+        assert said in elements.text
+    assert "SPICE: not computed" in elements.text
+    assert "✓ right" in elements.text
+    assert "✗ wrong" in elements.text
+
+
+def test_lost_pictures_are_framed_and_counted(elements):
+    frames = [a["aria-label"] for a in elements.named("div") if a.get("class") == "missing"]
+    pictures = elements.named("img")
+    assert any("scene_0000" in frame and frame.endswith("not found") for frame in frames)
+    assert any("scene_0001" in frame and "unreadable" in frame for frame in frames)
+    assert f"{len(frames)} of {len(frames) + len(pictures)} pictures are not shown (first: scene_000" in elements.text
+    assert len(frames) + len(pictures) == 24 * 5
+
+
+def test_the_page_can_be_used_without_seeing_it(elements):
+    assert all(a["alt"].startswith("Picture scene_") for a in elements.named("img"))
+    assert {a.get("scope") for a in elements.named("th")} == {"col", "row"}
+    drawings = [a for a in elements.named("svg") if a.get("aria-hidden") != "true"]
+    assert len(drawings) == 8
+    ids = Counter(a["id"] for _, a in elements.found if "id" in a)
+    assert [id for id, times in ids.items() if times > 1] == []
+    for _, attributes in elements.found:
+        for name in (attributes.get("aria-labelledby"), (attributes.get("href") or "").removeprefix("#")):
+            assert not name or name in ids
+    assert next(a["lang"] for a in elements.named("html")) == "en"
+    levels = [int(tag[1]) for tag, _ in elements.found if re.fullmatch("h[1-6]", tag)]
+    assert all(b <= a + 1 for a, b in zip([0, *levels], levels, strict=False))
+
+
+def test_a_run_without_control_curves_or_pictures_says_so(tmp_path):
+    world = make_world(tmp_path / "world", count=2)
+    run = make_run(tmp_path / "run", world, tmp_path / "world", features__images=[], features__control="shuffled")
+    (run / "metrics.jsonl").write_text("")
+    said = Elements(write_report(run, out=tmp_path / "page.html", items=1).read_text()).text
+    assert "blind control: trained and tested with the features of other pictures" in said
+    assert "metrics.jsonl has no line about training." in said
+    assert "No split was scored during training." in said
+    assert "5 of 5 pictures are not shown" in said
+    assert "features.images is empty" in said
+    found = Elements(write_report(run, images=[tmp_path / "world" / "images"]).read_text())
+    assert len(found.named("img")) == 10
+    assert "Gallery" not in Elements(write_report(run, items=0).read_text()).text
+
+
+# ---- colours
+
+
+def themes() -> dict[str, dict[str, str]]:
+    blocks = re.findall(r":root \{(.*?)\}", STYLE, flags=re.DOTALL)
+    return {
+        name: dict(re.findall(r"--([\w-]+): (#\w{6})", b))
+        for name, b in zip(("light", "dark", "paper"), blocks, strict=True)
+    }
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2 contrast of two colours, 1 to 21."""
+
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark", "paper"])
+def test_colours_can_be_told_from_their_ground(theme):
+    colours = themes()[theme]
+    for ground in (colours["paper"], colours["panel"]):
+        for name in ("ink", "soft", "accent", "right", "partly", "wrong"):
+            assert contrast(colours[name], ground) >= 4.5, (name, ground)
+        for i in range(6):
+            assert contrast(colours[f"series-{i}"], ground) >= 3.0, (i, ground)
+
+
+# ---- a real browser
+
+# A frame as wide as a telephone, because a headless window is never narrower than 500 pixels; its page stays as it is.
+FRAME = """<!doctype html><body style="margin:0">
+<iframe width="{width}" height="2000" style="border:0" srcdoc="{page}"></iframe>
+<script>
+onload = () => {{
+  const inner = frames[0], doc = inner.document, all = name => [...doc.querySelectorAll(name)];
+  const box = e => e.getBoundingClientRect();
+  const free = all('main *, header *').filter(e => !e.closest('.scroll, pre, svg'));
+  document.title = JSON.stringify({{
+    inner: inner.innerWidth, scroll: doc.documentElement.scrollWidth, images: doc.images.length,
+    broken: [...doc.images].filter(i => !(i.complete && i.naturalWidth > 0)).length,
+    past: free.filter(e => box(e).right > inner.innerWidth + 0.5).map(e => e.tagName + '.' + e.className),
+    labels: all('.panel svg text').length, small: all('.panel svg text').filter(e => box(e).height < 9).length,
+  }});
+}};
+</script>"""
+
+
+def browse(tmp_path: Path, page: Path, width: int, *options: str) -> subprocess.CompletedProcess:
+    if BROWSER is None:
+        pytest.skip("no chromium or chrome is installed (Debian: apt-get install chromium)")
+    common = [
+        "--headless",
+        "--disable-gpu",
+        "--hide-scrollbars",
+        "--enable-logging=stderr",
+        f"--window-size={width},2400",
+    ]
+    root = ["--no-sandbox"] if os.geteuid() == 0 else []
+    profile = f"--user-data-dir={tmp_path / 'profile'}"
+    order = [BROWSER, *common, *root, profile, *options, page.as_uri()]
+    return subprocess.run(order, capture_output=True, text=True, timeout=120, check=True)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_fits_in_a_browser(page, tmp_path, width):
+    framed = tmp_path / "framed.html"
+    framed.write_text(FRAME.format(width=width, page=html.escape(page.read_text())))
+    dom = browse(tmp_path, framed, 1400, "--dump-dom").stdout
+    seen = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", dom).group(1)))
+    assert seen["inner"] == width
+    assert seen["images"] > 60
+    assert seen["labels"] > 40
+    assert (seen["broken"], seen["past"], seen["small"]) == (0, [], 0)
+    assert seen["scroll"] <= width
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
+def test_the_page_paints_in_light_and_dark_without_complaints(page, tmp_path, width, dark):
+    shot = tmp_path / "shot.png"
+    theme = ["--blink-settings=preferredColorScheme=0"] if dark else []
+    said = browse(tmp_path, page, width, f"--screenshot={shot}", *theme).stderr
+    assert "CONSOLE" not in said
+    with Image.open(shot) as image:
+        assert image.width == width
+        ground = image.convert("RGB").getpixel((2, 2))
+        colours = image.convert("RGB").getcolors(1 << 24)
+    expected = themes()["dark" if dark else "light"]["paper"]
+    assert ground == tuple(int(expected[i : i + 2], 16) for i in (1, 3, 5))
+    assert len(colours) > 50
