@@ -1,5 +1,6 @@
 """Do reports say what a run folder holds, all of it, and refuse what they cannot read or compare?"""
 
+import base64
 import csv
 import io
 import json
@@ -19,7 +20,7 @@ from multitask_vl.reports.curves import loss_panels, score_panels, smoothed, thi
 from multitask_vl.reports.formats import Column, Spread, Table, cell, render
 from multitask_vl.reports.gallery import choose, gallery
 from multitask_vl.reports.page import write_report
-from multitask_vl.reports.pictures import LONGEST_SIDE, embed, picture_folders
+from multitask_vl.reports.pictures import LONGEST_SIDE, embed, find_pictures, picture_folders
 from multitask_vl.reports.run import Prediction, read_run
 from tests.run_folders import HEADLINES, STEPS, make_run, make_world
 
@@ -362,6 +363,11 @@ def test_pictures_are_made_small_and_faults_are_told(tmp_path):
     picture = embed("wide", tmp_path / "wide.png")
     assert (picture.width, picture.height) == (LONGEST_SIDE, LONGEST_SIDE // 2)
     assert picture.uri.startswith("data:image/jpeg;base64,")
+    Image.new("I;16", (4, 4), 51_400).save(tmp_path / "deep.png")
+    with Image.open(io.BytesIO(base64.b64decode(embed("deep", tmp_path / "deep.png").uri.split(",")[1]))) as deep:
+        assert abs(deep.getpixel((0, 0))[0] - 200) <= 2
+    (tmp_path / "circle").symlink_to(tmp_path)
+    assert find_pictures([tmp_path], {"deep", "gone"}) == {"deep": tmp_path / "deep.png"}
     (tmp_path / "broken.png").write_bytes(b"not a picture")
     assert embed("broken", tmp_path / "broken.png").problem == "unreadable (UnidentifiedImageError)"
     assert embed("gone", None).problem == "not found"

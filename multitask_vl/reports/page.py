@@ -115,7 +115,7 @@ def _facts(run: Run, control: Run | None) -> list[tuple[str, str, str]]:
     methods = run.setting("method", [])
     methods = methods if isinstance(methods, list) else [methods]
     details = "; ".join(
-        ", ".join(f"{key} {value}" for key, value in method.items() if key not in ("name", "sharing"))
+        ", ".join(f"{key} {value}" for key, value in method.items() if key not in ("name", "sharing") and value)
         for method in methods
         if isinstance(method, dict)
     )

@@ -9,11 +9,12 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageOps
 
 from multitask_vl.reports.run import Run
 
-ENDINGS = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
 LONGEST_SIDE = 320
 
 
@@ -44,10 +45,18 @@ def picture_folders(run: Run) -> list[Path]:
 
 
 def find_pictures(folders: Iterable[Path], keys: Collection[str]) -> dict[str, Path]:
-    """Key -> file whose name without the ending is the key; the first folder wins. Keys without a file are left out."""
-    wanted, found = set(keys), {}
+    """Key -> file whose name without the ending is the key, links followed; the first folder wins.
+
+    Keys without a file are left out.
+    """
+    wanted, found, seen = set(keys), {}, set()
     for folder in folders:
-        for place, below, names in os.walk(folder):
+        for place, below, names in os.walk(folder, followlinks=True):
+            status = os.stat(place)
+            if (status.st_dev, status.st_ino) in seen:
+                below.clear()
+                continue
+            seen.add((status.st_dev, status.st_ino))
             below.sort()
             for name in sorted(names):
                 stem, ending = os.path.splitext(name)
@@ -72,16 +81,22 @@ def embed(key: str, path: Path | None) -> Picture:
     try:
         with Image.open(path) as opened:
             opened.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
-            # Transparent pixels become white, as on paper.
-            image = opened.convert("RGBA") if "A" in opened.getbands() or "transparency" in opened.info else opened
-            if image.mode == "RGBA":
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-            image = image.convert("RGB")
-    # PIL reports broken files by several classes, and very large ones by its own.
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            image = _upright_rgb(opened)
+    except Exception as error:  # on damaged files Pillow's decoders raise nearly every type there is
         return Picture(key, None, 0, 0, f"unreadable ({type(error).__name__})")
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=88, subsampling=0, optimize=True)
     uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
     return Picture(key, uri, image.width, image.height)
+
+
+def _upright_rgb(opened: Image.Image) -> Image.Image:
+    """The picture as extraction shows it to the trunk: upright, transparency on white, 16 bit scaled to 8."""
+    image = ImageOps.exif_transpose(opened)
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
