@@ -214,7 +214,7 @@ def _compare_gradients(report: Report, model: VLSeq2Seq, batch: Batch, fixture: 
         return
     model.zero_grad(set_to_none=True)
     reduced("vqa", model(batch), batch.labels != -100, batch.weights).backward()
-    parameters = model.trainable()
+    parameters = dict(model.named_parameters())
     for name, value in gradients.items():
         gradient = parameters[ours(model, name)].grad
         report.close(f"grad/{task}/{name}", torch.zeros_like(value) if gradient is None else gradient, value)
