@@ -139,7 +139,10 @@ def test_a_run_without_control_curves_or_pictures_says_so(tmp_path):
     assert "features.images is empty" in said
     found = Elements(write_report(run, images=[tmp_path / "world" / "images"]).read_text())
     assert len(found.named("img")) == 10
-    assert "Gallery" not in Elements(write_report(run, items=0).read_text()).text
+    seeing = make_run(tmp_path / "seeing", world, tmp_path / "world")
+    said = Elements(write_report(seeing, items=0).read_text()).text
+    assert f"features.control=shuffled run_dir={seeing}_blind" in said
+    assert "Gallery" not in said
 
 
 # ---- colours

@@ -13,7 +13,7 @@ import jinja2
 
 from multitask_vl.errors import InputError
 from multitask_vl.reports import tables
-from multitask_vl.reports.control import check_control
+from multitask_vl.reports.control import check_control, control_command
 from multitask_vl.reports.curves import loss_panels, score_panels
 from multitask_vl.reports.formats import cell
 from multitask_vl.reports.gallery import Shelf, gallery
@@ -93,6 +93,7 @@ def report(
         run=run,
         control=control,
         control_notes=notes,
+        control_command=control_command(run),
         facts=_facts(run, control),
         summary=_summary(run, control),
         scores=[tables.scores_of(run, name, control) for name in run.splits],
