@@ -69,7 +69,10 @@ def _ptb(lines: Sequence[str]) -> list[list[str]]:
     jar = Path(ptbtokenizer.__file__).with_name(ptbtokenizer.STANFORD_CORENLP_3_4_1_JAR)
     options = ["-preserveLines", "-lowerCase", "-encoding", "utf-8"]
     command = ["java", "-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", *options]
-    mend = "Install Java (Debian: apt-get install default-jre-headless), or set evaluation.caption_tokenizer=python"
+    mend = (
+        "Install Java (Debian: apt-get install default-jre-headless), or choose the tokenizer python "
+        "(evaluation.caption_tokenizer=python, or --caption-tokenizer python)"
+    )
     if shutil.which("java") is None:
         raise InputError(f"the caption tokenizer 'ptb' needs Java, and there is no 'java' on PATH. {mend}")
     done = subprocess.run(command, input="\n".join(lines).encode(), capture_output=True, check=False)

@@ -25,6 +25,13 @@ Paths = Annotated[
 ]
 """Type of a configuration key that takes one path or a list of paths."""
 
+Names = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
+    Field(min_length=1),
+]
+"""Type of a configuration key that takes one name or a list of names."""
+
 
 def key_template(*fields: str) -> Any:
     """Type of a configuration key that says how an image key is made, e.g. ``{image_id:012d}``.

@@ -5,23 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from pydantic import BeforeValidator, Field, field_validator
+from pydantic import field_validator
 
 from multitask_vl.config.schema import DecodingConfig, Positive, TaskConfig
 from multitask_vl.metrics.caption import SCORERS, CaptionScores, caption_scores
 from multitask_vl.registry import TASKS
-from multitask_vl.tasks.base import Example, Paths, Scores, SplitConfig, Task, check_ids, key_template
+from multitask_vl.tasks.base import Example, Names, Paths, Scores, SplitConfig, Task, check_ids, key_template
 from multitask_vl.tasks.files import Problems, items_of, official_id, read_results, walk, write_json
 
 ImageKey = key_template("stem", "image_id")
-Names = Annotated[
-    tuple[str, ...],
-    BeforeValidator(lambda value: (value,) if isinstance(value, str) else value),
-    Field(min_length=1),
-]
 
 
 class CaptionSplit(SplitConfig):

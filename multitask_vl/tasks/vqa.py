@@ -14,7 +14,7 @@ from multitask_vl.config.schema import Positive, Share, TaskConfig
 from multitask_vl.errors import InputError
 from multitask_vl.metrics.vqa_accuracy import HumanAnswers, vqa_accuracy
 from multitask_vl.registry import TASKS
-from multitask_vl.tasks.base import Example, Paths, Scores, SplitConfig, Task, check_ids, key_template
+from multitask_vl.tasks.base import Example, Names, Paths, Scores, SplitConfig, Task, check_ids, key_template
 from multitask_vl.tasks.files import Problems, items_of, official_id, read_results, walk, write_json
 
 ImageKey = key_template("image_id", "subtype")
@@ -30,7 +30,12 @@ class VQASplit(SplitConfig):
     image_key: ImageKey = "COCO_{subtype}_{image_id:012d}"
     """How a picture is called in the feature store."""
     subtype: str | None = None
-    """What `{subtype}` stands for, e.g. val2014. None: the questions file's own `data_subtype`."""
+    """What `{subtype}` stands for, e.g. val2014. None: each questions file's own `data_subtype`."""
+    karpathy: Path | None = None
+    """Karpathy's `dataset_coco.json`: only questions about the images of its `subset` are taken, so that the published
+    splits come from the official train2014 and val2014 files."""
+    subset: Names | None = None
+    """Which of Karpathy's splits; `train` stands for train and restval. None: the split's own name under `splits:`."""
 
 
 class VQAConfig(TaskConfig):
@@ -66,6 +71,7 @@ class VQA(Task[VQAConfig]):
             {
                 f"splits.{split}.questions": files.questions,
                 f"splits.{split}.annotations": files.annotations or (),
+                f"splits.{split}.karpathy": [files.karpathy] if files.karpathy else [],
                 "answer_list": [self.config.answer_list] if self.config.answer_list else [],
             }
         )
@@ -73,12 +79,19 @@ class VQA(Task[VQAConfig]):
     def read(self, split: str) -> Iterator[Example]:
         config = self.config.splits[split]
         problems = Problems(self.where(split))
+        images = None
+        if config.karpathy is not None:
+            images = _karpathy(self.resolve(config.karpathy), config.subset or (split,), problems)
         questions: dict[str, tuple[Any, str, str]] = {}
+        left_out: set[str] = set()
         for path in config.questions:
             for id_, image_id, key, text in self._questions(self.resolve(path), config, problems):
-                if id_ in questions:
+                if id_ in questions or id_ in left_out:
                     problems.add("a second question of the same id", f"{path} (question {id_})")
-                questions[id_] = (image_id, key, text)
+                if images is not None and image_id not in images:
+                    left_out.add(id_)
+                else:
+                    questions[id_] = (image_id, key, text)
         if config.annotations is None:
             problems.raise_any()
             for id_, (_, key, text) in questions.items():
@@ -87,6 +100,8 @@ class VQA(Task[VQAConfig]):
         vocabulary = self._vocabulary()
         for path in config.annotations:
             for id_, image_id, human, where in _annotations(self.resolve(path), problems):
+                if id_ in left_out:
+                    continue
                 if id_ not in questions:
                     problems.add("annotation of an unknown question, or a second one", f"{where} (question {id_})")
                     continue
@@ -213,6 +228,22 @@ def _subtype_of(path: Path, subject: str) -> str:
         f"{subject}.image_key: {{subtype}} is not known, for {path} has no data_subtype. Set {subject}.subtype, e.g. "
         f"train2014, or an image_key without it, e.g. '{{image_id:012d}}'"
     )
+
+
+def _karpathy(path: Path, wanted: Sequence[str], problems: Problems) -> set[int]:
+    """COCO ids of the images in some of Karpathy's splits."""
+    names = {*wanted, "restval"} if "train" in wanted else set(wanted)
+    images, found = set(), set()
+    for item, where in items_of(path, "images", problems):
+        id_, subset = problems.field(item, "cocoid", int, where), problems.field(item, "split", str, where)
+        found.add(subset)
+        if subset in names:
+            images.add(id_)
+    if not images:
+        problems.add(
+            "the file has no image of the split", f"{path} has {sorted(map(str, found))}", "Choose with subset"
+        )
+    return images
 
 
 def _annotations(path: Path, problems: Problems) -> Iterator[tuple[str, int | str, HumanAnswers, str]]:
