@@ -99,6 +99,8 @@ def test_every_example_and_number_is_there(elements):
     ):
         assert said in elements.text
     assert "SPICE: not computed" in elements.text
+    assert "coco_caption, BLEU-4: corpus level" in elements.text
+    assert "vqa by question type (20 groups)" in elements.text
     assert "✓ right" in elements.text
     assert "✗ wrong" in elements.text
 

@@ -186,6 +186,7 @@ def test_score_table_shows_scores_controls_differences_and_averages(place):
     a, b = ours["average"], theirs["average"]
     assert lines[8].split() == ["average", f"{a:.1f}", f"{b:.1f}", f"{a - b:+.1f}"]
     assert lines[9] == "note: coco_caption, SPICE: not computed: its two jars are not in pycocoevalcap/spice/lib"
+    assert len(lines) == 10
     assert "blind" not in tables.score_table(full, split="heldout")
     with pytest.raises(InputError, match=r"no split 'test' \(it has: tune, report, heldout\).*--split test"):
         tables.score_table(full, split="test")
@@ -310,11 +311,15 @@ def test_curves_are_short_and_follow_the_numbers():
 def test_panels_say_in_words_what_they_draw(place, copy):
     folder = copy("full")
     with (folder / "metrics.jsonl").open("a") as file:
+        file.write(
+            '{"step": 600, "split": "report", "scores": {"vqa": 99.9}}\n{"step": 601, "task": "late", "loss": 4}\n'
+        )
         file.write('{"step": 600, "split": "tune", "scores": {"vqa": 12.3}}\n')
         file.write('{"step": 601, "task": "vqa", "loss": NaN}\n{"step": 601, "event": "other"}\n')
     runs = {"this <run>": read_run(folder), "blind": read_run(place / "runs" / "blind")}
     losses, scores = loss_panels(runs), score_panels(runs)
-    assert [panel.title for panel in losses] == list(HEADLINES)
+    assert [panel.title for panel in losses] == [*HEADLINES, "late"]
+    assert losses[-1].summary == "this <run>: 4.00 at step 601; blind: none logged"
     assert list(scores) == ["tune"]
     vqa = scores["tune"][0]
     assert "to 12.3 at step 600; blind: " in vqa.summary

@@ -51,8 +51,14 @@ def loss_panels(runs: Mapping[str, Run]) -> list[Panel]:
 
 
 def score_panels(runs: Mapping[str, Run]) -> dict[str, list[Panel]]:
-    """Split -> one chart a task of its headline score at the evaluations on the way."""
+    """Split -> one chart a task of its headline score at the evaluations on the way.
+
+    Splits that every run scored only once, at its end, have no curve and are left out.
+    """
     splits = dict.fromkeys(row.split for run in runs.values() for row in run.evaluations)
+    splits = [
+        s for s in splits if any(len({r.step for r in run.evaluations if r.split == s}) > 1 for run in runs.values())
+    ]
     panels: dict[str, list[Panel]] = {}
     for split in splits:
         rows = {label: [r for r in run.evaluations if r.split == split] for label, run in runs.items()}
@@ -114,8 +120,13 @@ def _panel(name: str, task: str, series: Mapping[str, Points], last_step: int, s
             axes.plot(*zip(*thinned(points, LOGGED_POINTS), strict=True), **look)
             (first, start), (last, end) = points[0], points[-1]
             digits = 2 if smooth else 1
-            words.append(f"{label}: {start:.{digits}f} at step {first:,} to {end:.{digits}f} at step {last:,}")
+            until = f" to {end:.{digits}f} at step {last:,}" if last > first else ""
+            words.append(f"{label}: {start:.{digits}f} at step {first:,}{until}")
         _dress(axes, last_step)
+        if not smooth:
+            # A score that hardly moves should look so, and no axis should offer scores below 0.
+            low, high = axes.get_ylim()
+            axes.set_ylim(max(0.0, min(low, high - 5)), max(high, low + 5))
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     summary = "; ".join(words)

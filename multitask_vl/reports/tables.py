@@ -6,6 +6,7 @@ import argparse
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from multitask_vl.errors import InputError, exits_cleanly
 from multitask_vl.reports.control import check_control, flat
@@ -51,25 +52,25 @@ def scores_of(run: Run, split: str, control: Run | None = None) -> Table:
     foot_row = _with_control(foot, control and control.scores.splits[split].average, control)
     columns = (Column("task", "text"), Column("metric", "text"), Column("items", "count"), Column("score"))
     title = f"{run.name}, split {split}, step {run.steps:,}"
-    return Table(title, _columns(columns, control), tuple(rows), (foot_row,), notes_of(run, split))
+    return Table(title, _columns(columns, control), tuple(rows), (foot_row,), notes_of(run, split, "absent"))
 
 
-def notes_of(run: Run, split: str, headline_only: bool = False) -> tuple[str, ...]:
-    """What the scorers had to say: metrics not computed and why, other remarks."""
+def notes_of(run: Run, split: str, which: Literal["headline", "absent", "all"]) -> tuple[str, ...]:
+    """What the scorers had to say about a split.
+
+    Args:
+        which: remarks about headline metrics and about no metric at all; besides, why metrics could not be computed; or
+            all remarks.
+    """
     notes = []
     for task, scores in _tasks(run, split):
         metrics = {**scores.metrics, scores.headline: scores.value}
         absent = [name for name, value in metrics.items() if value is None]
         remarks = dict.fromkeys(absent, "not computed, and the scorer gave no reason") | scores.notes
-        notes += [
-            f"{task}, {about}: {remark}" for about, remark in remarks.items() if _about(about, scores, headline_only)
-        ]
+        general = {about for about in remarks if about == scores.headline or about not in metrics}
+        kept = {"headline": general, "absent": general | set(absent), "all": set(remarks)}[which]
+        notes += [f"{task}, {about}: {remark}" for about, remark in remarks.items() if about in kept]
     return tuple(notes)
-
-
-def _about(about: str, scores: TaskScores, headline_only: bool) -> bool:
-    """Whether a remark belongs under a table that shows headline metrics only, or every metric."""
-    return not headline_only or about == scores.headline or about not in scores.metrics
 
 
 def metrics_of(run: Run, split: str, control: Run | None = None) -> Table:
@@ -80,7 +81,8 @@ def metrics_of(run: Run, split: str, control: Run | None = None) -> Table:
         for metric, value in ({ours.headline: ours.value} | ours.metrics).items():
             rows.append(_with_control([task, metric, value], theirs.get(metric), control))
     columns = (Column("task", "text"), Column("metric", "text"), Column("score"))
-    return Table(f"All metrics, split {split}", _columns(columns, control), tuple(rows))
+    notes = notes_of(run, split, "all")
+    return Table(f"All metrics, split {split}", _columns(columns, control), tuple(rows), notes=notes)
 
 
 def groups_of(run: Run, split: str, control: Run | None = None) -> dict[str, list[Table]]:
@@ -116,7 +118,7 @@ def compare(runs: Sequence[Run], split: str | None = None) -> Table:
             notes.append(f"{first.name} was not scored on every task of this table: no average is given for it.")
         parameters = first.scores.parameters
         percent = 100 * parameters.trainable / parameters.total if parameters.total else None
-        notes += [f"{run.name}, {note}" for run in group for note in notes_of(run, split, headline_only=True)]
+        notes += [f"{run.name}, {note}" for run in group for note in notes_of(run, split, "headline")]
         routing = ", ".join(filter(None, describe_routing(first)))
         head: list[Value] = [_common_name(group), describe_method(first), routing, percent, len(group)]
         rows.append((*head, *map(_spread, values), _spread(averages)))
