@@ -157,6 +157,8 @@ def test_a_dump_becomes_the_same_configuration_again():
     config = load_config("run.yaml")
     dump = config.model_dump(mode="json")
     assert config_from(dump, "adapter_config.json") == config
+    assert Config.model_validate(dump) == config
+    assert Config(method={"name": "thin", "rank": 2}).method[0].rank == 2
     dump["tasks"]["colours"]["style"] = "shrt"
     with pytest.raises(
         InputError, match=r"^adapter_config.json: tasks.colours.style: got 'shrt'; did you mean 'short'\?$"

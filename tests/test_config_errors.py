@@ -9,7 +9,7 @@ import pytest
 
 from multitask_vl.config import load, locate
 from multitask_vl.errors import InputError
-from tests.config_files import BASE, RUN, config_folder, problems_of
+from tests.config_files import config_folder, problems_of
 
 pytestmark = pytest.mark.usefixtures("folder")
 
@@ -110,6 +110,10 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file(folder):
         (["plugins=[colour_plugn]"], "override: plugins: cannot import 'colour_plugn'"),
         (["training=[1]"], "override: training: got a list; expected a mapping"),
         (["tasks=3"], "override: tasks: got 3; expected a mapping"),
+        (
+            ["training.clip_norm=None"],
+            "override: training.clip_norm: got 'None'; expected a number (nothing is written",
+        ),
         (["Seed=3"], "override: Seed: unknown key; did you mean 'seed'?"),
     ],
 )
@@ -193,8 +197,10 @@ def test_embedded_names(monkeypatch, folder):
 
 
 def test_a_command_ends_with_code_2_and_no_traceback(folder):
-    (folder / "run.yaml").write_text(RUN.replace("swirl", "swil"))
-    (folder / "base.yaml").write_text(BASE.replace("lr:", "lrr:"))
+    (folder / "run.yaml").write_text(
+        "compose: [base.yaml]\nseed: nine\n"
+    )  # no task or method: nothing heavy is imported
+    (folder / "base.yaml").write_text("training: {lrr: 1e-3}\n")
     code = (
         "import sys; from multitask_vl.config import load; from multitask_vl.errors import exits_cleanly;"
         "sys.exit(exits_cleanly(lambda: load('run.yaml'))())"
@@ -208,8 +214,8 @@ def test_a_command_ends_with_code_2_and_no_traceback(folder):
     )
     assert done.returncode == 2
     assert done.stderr.splitlines() == [
-        "error: run.yaml:12: routing.function.colours: got 'swil'; did you mean 'swirl'?",
-        "error: base.yaml:3: training.lrr: unknown key; did you mean 'lr'?",
+        "error: run.yaml:2: seed: got 'nine'; expected a whole number",
+        "error: base.yaml:1: training.lrr: unknown key; did you mean 'lr'?",
     ]
 
 

@@ -190,6 +190,8 @@ def _nesting(key: str) -> str:
 
 
 def _hint(kind: str, value: Any) -> str:
+    if value in ("None", "none"):
+        return " (nothing is written null)"
     if kind in ("list_type", "tuple_type") and isinstance(value, str):
         return f", such as [{value}]"
     if kind == "string_type" and isinstance(value, int | float):

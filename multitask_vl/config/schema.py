@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
+from multitask_vl.registry import METHODS, TASKS, Registry
+
 
 class Section(BaseModel):
     """A frozen part of the configuration in which an unknown key is an error."""
@@ -139,7 +141,16 @@ class TaskConfig(Section):
     splits: dict[str, Any] = {}
     """Split name (train, tune, report, ...) -> the files that hold it; the task's file says which keys."""
     decoding: DecodingConfig = DecodingConfig()
-    """How predictions are made."""
+    """How predictions are made. Keys left out keep the task's own defaults."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _decoding_over_own_default(cls, values: Any) -> Any:
+        # Without this, `decoding: {max_length: 30}` would turn a captioning task's beam search into greedy decoding.
+        if isinstance(values, dict) and isinstance(values.get("decoding"), dict):
+            own = cls.model_fields["decoding"].default.model_dump()
+            return {**values, "decoding": {**own, **values["decoding"]}}
+        return values
 
 
 class MethodConfig(Section):
@@ -281,3 +292,24 @@ class Config(Section):
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     tracking: TrackingConfig = TrackingConfig()
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _tasks_of_their_class(cls, tasks: Any) -> Any:
+        # The base class does not know a task's own keys. `load` has done this already, with a place for every error.
+        if not isinstance(tasks, dict):
+            return tasks
+        types = {name: task.get("type") or name for name, task in tasks.items() if isinstance(task, dict)}
+        return {name: _section_of(TASKS, types[name], task) if name in types else task for name, task in tasks.items()}
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _methods_of_their_class(cls, methods: Any) -> Any:
+        methods = [methods] if isinstance(methods, dict | MethodConfig) else methods
+        if not isinstance(methods, list):
+            return methods
+        return [_section_of(METHODS, one.get("name"), one) if isinstance(one, dict) else one for one in methods]
+
+
+def _section_of(registry: Registry, name: Any, values: dict) -> Any:
+    return registry.get(name).Config.model_validate(values) if name in registry.names() else values
