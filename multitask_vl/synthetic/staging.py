@@ -173,3 +173,24 @@ def scene_for_relation(
         if anchors:
             scene = Scene(objects, rng.getrandbits(32))
             return Relation(scene, target_filter, relation, rng.choice(anchors), objects[target])
+
+
+def scene_for_common(
+    attribute: str, rng: random.Random, pool: Sequence[Look] = SEEN, others: Sequence[Look] | None = None
+) -> Scene:
+    """A scene in which two objects, each of which can be described alone, share ``attribute`` and nothing else."""
+    others = pool if others is None else others
+    while True:
+        first = rng.choice(pool)
+        partners = [k for k in others if _shared(first, k) == [attribute]]
+        if not partners:
+            continue
+        looks = [first, rng.choice(partners)]
+        rest = palette(rng, others)
+        looks += [rng.choice(rest) for _ in range(rng.randint(FEWEST, MOST) - 2)]
+        if all(unique_filters(looks, index, asked=attribute, longest=2) for index in (0, 1)):
+            return compose(looks, rng)
+
+
+def _shared(one: Look | Object, other: Look | Object) -> list[str]:
+    return [name for name in ATTRIBUTES if getattr(one, name) == getattr(other, name)]
