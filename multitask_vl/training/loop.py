@@ -162,9 +162,10 @@ def _steps_between_evaluations(config: Config, schedule: Schedule) -> int | None
 def _summary(run: Run, schedule: Schedule, total: int, accelerator: Accelerator) -> str:
     trainable, everything = run.model.parameter_counts()
     tasks = ", ".join(f"{t} {schedule.sizes[t]:,} rows x{schedule.batch_sizes[t]}" for t in run.tasks)
+    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
     return (
         f"{total} steps ({total / schedule.steps_per_epoch:.1f} epochs) on {accelerator.num_processes} x "
-        f"{accelerator.device.type}, {accelerator.mixed_precision} precision; {tasks}; "
+        f"{accelerator.device.type}, {precision}; {tasks}; "
         f"training {trainable:,} of {everything:,} parameters ({100 * trainable / everything:.2f} %)"
     )
 

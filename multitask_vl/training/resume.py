@@ -55,7 +55,7 @@ def _start(config: Config) -> Path | None:
         reason = checkpoint.damage(found)
         if reason is not None:
             raise InputError(f"training.resume: {found}: {reason}. Use training.resume=auto to fall back")
-    changed = differences(Config.model_validate(checkpoint.read_state(found)["config"]), config)
+    changed = differences(checkpoint.read_state(found)["config"], config)
     if changed:
         raise InputError(
             [f"training.resume: {found} was made by another configuration: {difference}" for difference in changed]

@@ -15,8 +15,10 @@ def score_adapter(config: Config, adapter: Path, out: Path, splits: list[str]) -
     """Score ``splits`` with the adapter in folder ``adapter``; files go under ``out`` as in a run folder.
 
     Raises:
-        InputError: the adapter does not fit the configuration, or no task has one of the splits.
+        InputError: the adapter does not fit the configuration, no task has one of the splits, or ``out`` holds scores.
     """
+    if (out / "scores.json").exists():
+        raise InputError(f"--out: {out} already holds scores; choose another folder")
     accelerator = make_accelerator(config)
     run = prepare(config, accelerator, splits)
     empty = [split for split, collators in run.splits(splits).items() if not collators]
