@@ -55,7 +55,7 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file(folder):
         "broken.yaml:6: tasks.colours.splits.report.questions: is missing",
         "broken.yaml:6: tasks.colours.style: got 'lng'; did you mean 'long'?",
         "broken.yaml:6: tasks.colours.promt: unknown key; did you mean 'prompt'?",
-        "broken.yaml:7: tasks.colurs: got 'colurs'; did you mean 'colours'?",
+        "broken.yaml:7: tasks.colurs: there is no task of this name; did you mean 'colours'? (or say its type)",
         "broken.yaml:8: tasks.shades.type: got 'colour'; did you mean 'colours'?",
         "broken.yaml:9: tasks.rest: got 5; expected a mapping of its settings",
         "broken.yaml:10: method.name: got 'thn'; did you mean 'thin'?",
@@ -70,7 +70,7 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file(folder):
         "broken.yaml:21: features.control: got 5 (one of: none, shuffled)",
         "broken.yaml:22: visual: got nothing; expected a mapping",
         "broken.yaml:23: data_dir: got 3; expected a path",
-        "base.yaml:4: training.steps: got 100; epochs is 2 as well; set the one to null that does not count",
+        "base.yaml:4: training.steps: got 100; epochs is 2 as well; set one to null (training.epochs=null)",
     ]
 
 

@@ -43,7 +43,11 @@ def complaints(error: ValidationError, model: type[BaseModel], tree: Node, at: t
     """
     # The branches of a union complain one by one about the same key; they are told in one line.
     told: dict[tuple[str, ...], _Complaint] = {}
-    for one in error.errors(include_url=False):
+    found = error.errors(include_url=False)
+    for one in found:
+        # A list whose items are wrong counts as empty; that is no complaint of its own.
+        if one["type"] == "too_short" and any(one["loc"] == other["loc"][:-1] for other in found):
+            continue
         spot = _find(one, model, tree, at)
         told.setdefault(spot.keys, _Complaint(spot)).add(one)
     return [f"{complaint.spot.origin}: {shown(keys, tree)}: {complaint.text()}" for keys, complaint in told.items()]

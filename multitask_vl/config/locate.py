@@ -24,4 +24,8 @@ def locate(name_or_path: str) -> str:
     if rest and path.exists() and path.resolve().is_relative_to(WEIGHTS):
         return str(path)
     known = sorted(one.relative_to(WEIGHTS).as_posix() for one in WEIGHTS.rglob("*"))
-    raise InputError(f"{name_or_path}: nothing of this name in {WEIGHTS}{did_you_mean(rest, known, 'there')}")
+    near = did_you_mean(rest, known, "there")
+    raise InputError(
+        f"{name_or_path}: nothing of this name in {WEIGHTS}{near} Recipes that make these files: "
+        "python -m multitask_vl.synthetic.pretrain {clip,bart}"
+    )

@@ -238,7 +238,7 @@ class TrainingConfig(Section):
         if "epochs" in info.data and (steps is None) == (info.data["epochs"] is None):
             if steps is None:
                 raise ValueError("neither epochs nor steps is set; exactly one of them says how long training lasts")
-            raise ValueError(f"epochs is {info.data['epochs']:g} as well; set the one to null that does not count")
+            raise ValueError(f"epochs is {info.data['epochs']:g} as well; set one to null (training.epochs=null)")
         return steps
 
 

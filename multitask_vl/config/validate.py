@@ -70,8 +70,14 @@ def _checked_tasks(tree: Node, problems: list[str]) -> dict[str, Any] | None:
             )
             continue
         type_ = section.value.get("type")
-        named = type_ if type_ is not None and isinstance(type_.value, str) else Node(name, section.origin)
-        task = _registered(TASKS, named, (*at, "type") if named is type_ else at, tree, problems)
+        if type_ is not None and isinstance(type_.value, str):
+            task = _registered(TASKS, type_, (*at, "type"), tree, problems)
+        elif name in TASKS.names():
+            task = TASKS.get(name)
+        else:
+            told = f"there is no task of this name{did_you_mean(name, TASKS.names())}"
+            problems.append(f"{section.origin}: tasks.{name}: {told} (or say its type)")
+            continue
         if task is not None:
             checked[name] = _checked(task.Config, section.plain(), tree, at, problems)
     return {name: config for name, config in checked.items() if config is not None}
