@@ -59,8 +59,8 @@ def caption_scores(
     CIDEr's document frequencies come from ``references``, so its value holds for the whole set only.
 
     Args:
-        references: image -> human captions, at least one.
-        captions: image -> caption, for the same images.
+        references: image -> human captions, at least one; images without a caption are left out.
+        captions: image -> caption.
         tokenizer: see `caption_words.words`.
         scorers: which of `SCORERS` to run. METEOR and SPICE need Java, SPICE also its CoreNLP jars.
 
@@ -68,11 +68,12 @@ def caption_scores(
         InputError: an image without references, no images, an unknown scorer, or no tokenizer.
     """
     _check(references, captions, scorers)
-    ids = list(captions)
-    flat = [captions[i] for i in ids] + [text for i in ids for text in references[i]]
-    cut = iter(words(flat, tokenizer))
-    result = {i: [next(cut)] for i in ids}
+    # In the order of the references, and both apart, as the toolkit does it: what the official tokenizer makes of a
+    # line that ends in "D." depends on how the next line begins.
+    ids = [i for i in references if i in captions]
+    cut = iter(words([text for i in ids for text in references[i]], tokenizer))
     truth = {i: [next(cut) for _ in references[i]] for i in ids}
+    result = {i: [caption] for i, caption in zip(ids, words([captions[i] for i in ids], tokenizer), strict=True)}
 
     corpus: dict[str, float | None] = {}
     per_image: dict[str, dict[str, float]] = {i: {} for i in ids}
@@ -133,8 +134,9 @@ def _meteor(truth: Words, result: Words) -> Result:
         # if Java died, the library still holds its lock, and its __del__ would wait for it for ever
         if scorer.lock.locked():
             scorer.lock.release()
-        for pipe in (scorer.meteor_p.stdout, scorer.meteor_p.stderr):
-            pipe.close()
+        for pipe in (scorer.meteor_p.stdin, scorer.meteor_p.stdout, scorer.meteor_p.stderr):
+            with contextlib.suppress(BrokenPipeError):
+                pipe.close()
 
 
 def _spice(truth: Words, result: Words) -> Result:

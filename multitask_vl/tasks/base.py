@@ -164,8 +164,9 @@ class Task(ABC, Generic[C]):
 
         Here: the split's own keys and those that the task's file adds to `TaskConfig`.
         """
-        own = self.config.model_dump(mode="json", exclude=set(TaskConfig.model_fields))
-        return {**own, "split": split, "splits": self.config.splits[split].model_dump(mode="json")}
+        every = self.config.model_dump(mode="json")
+        own = {key: value for key, value in every.items() if key not in TaskConfig.model_fields}
+        return {**own, "split": split, "splits": every["splits"][split]}
 
     # ---- training
 

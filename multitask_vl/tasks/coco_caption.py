@@ -139,10 +139,14 @@ class CocoCaption(Task[CaptionConfig]):
 
     @classmethod
     def score_files(cls, references: Path, predictions: Path, **options: Any) -> dict[str, Any]:
-        problems, texts = Problems(str(references)), {}
+        problems = Problems(str(references))
+        # the toolkit goes through images in the order of their list, which can matter; see caption_scores
+        listed = [item for key, item, _ in walk(references) if key == "images" and isinstance(item, dict)]
+        texts = {str(image["id"]): [] for image in listed if "id" in image}
         for item, where in items_of(references, "annotations", problems):
             if (caption := _caption(item, where, problems)) is not None:
                 texts.setdefault(str(caption[0]), []).append(caption[2])
+        texts = {id_: captions for id_, captions in texts.items() if captions}
         problems.raise_any()
         results = read_results(predictions, "image_id", "caption", str(predictions))
         check_ids(texts, results, str(predictions))
@@ -177,6 +181,8 @@ def _images(path: Path, config: CaptionSplit, split: str, problems: Problems) ->
             if subset in wanted and (image := _karpathy(item, where, problems)) is not None:
                 yield image
         elif (image := _official(item, where, problems)) is not None:
+            if image.id in listed:
+                problems.add("an image is listed twice", f"{where} ({image.id})")
             listed[image.id] = image
     if not seen & {"images", "annotations"}:
         known = "COCO's (images, annotations) or Karpathy's (images with sentences)"

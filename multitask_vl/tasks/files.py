@@ -16,7 +16,8 @@ from typing import Any, NoReturn
 from multitask_vl.errors import InputError
 
 _GZIP = b"\x1f\x8b"
-_PIECE = 1 << 20
+_PIECE = 1 << 20  # characters read at once
+_LONGEST = 1 << 20  # a mistake this far from the end of what is read is no value cut there; so no text is longer
 _BLANKS = re.compile(r"[ \t\n\r]*")
 _KINDS = {str: "text", int: "a whole number", list: "a list", dict: "an object", bool: "true or false"}
 _MEND = "Is the download complete? Compare its size, or fetch it again"
@@ -216,8 +217,7 @@ class _Text:
                     self._go(end)
                     return value
             except json.JSONDecodeError as error:
-                # near the end of the buffer the value may only be cut there; elsewhere it is wrong
-                if self.ended or len(self.buffer) - error.pos > _PIECE:
+                if self.ended or len(self.buffer) - error.pos > _LONGEST:
                     self.fail(error.msg, error.pos)
             except (_NotJSON, RecursionError) as error:
                 self.fail(_said(error))
