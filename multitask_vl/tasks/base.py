@@ -65,7 +65,7 @@ class Example:
         id: unique within its split; what predictions and submissions are keyed by (question id, identifier, image id).
         images: keys of its pictures in the feature store, in order (NLVR2: left, right).
         text: the question or statement, without prompt; empty for captions.
-        answers: possible targets. Empty only where the split hides them.
+        answers: possible targets. Empty where the split hides them, or where an option of the task leaves none.
         scores: soft score in [0, 1] of each answer, same length.
         meta: whatever scoring needs beyond that (answer type, ten raw answers, references, ...); JSON-able.
     """
