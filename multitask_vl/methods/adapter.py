@@ -89,6 +89,7 @@ class Adapter(Method[AdapterConfig]):
 
     Config = AdapterConfig
     routable = True
+    identity = {"init": "zero_up"}
 
     def wrap(self, site: Site, module: nn.Module) -> nn.Module:
         """An `AdapterSite` at every sublayer's last map."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Iterable
-from typing import ClassVar, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from torch import nn
 
@@ -31,6 +31,8 @@ class Method(ABC, Generic[C]):
     Config: ClassVar[type[MethodConfig]] = MethodConfig
     routable: ClassVar[bool] = False
     """Whether its modules have a bottleneck for routing functions."""
+    identity: ClassVar[dict[str, Any]] = {}
+    """Settings with which an untrained model computes exactly what the bare backbone computes."""
 
     def __init__(self, config: C, context: Context, layout: Layout):
         self.config = config

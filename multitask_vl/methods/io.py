@@ -74,7 +74,7 @@ def load_adapter(model: VLSeq2Seq, folder: Path) -> None:
         *_named(folder, "missing", [name for name in own if name not in tensors]),
         *_named(folder, "not part of this model", [name for name in tensors if name not in own]),
         *(
-            f"{folder / TENSOR_FILE}: {name} is {list(tensors[name].shape)} there, {list(own[name].shape)} in this model"
+            f"{folder / TENSOR_FILE}: {name} is {list(tensors[name].shape)} there and {list(own[name].shape)} here"
             for name in own
             if name in tensors and tensors[name].shape != own[name].shape
         ),
@@ -114,8 +114,10 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 def _differences(saved: Any, own: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
     """Dotted places at which two JSON values differ."""
+    if isinstance(saved, list) and isinstance(own, list) and len(saved) == len(own):
+        saved, own = dict(enumerate(saved)), dict(enumerate(own))
     if isinstance(saved, Mapping) and isinstance(own, Mapping):
-        for key in sorted({*saved, *own}):
+        for key in dict.fromkeys([*saved, *own]):
             yield from _differences(saved.get(key), own.get(key), f"{where}.{key}")
     elif saved != own:
         yield where, saved, own

@@ -1,0 +1,334 @@
+"""Does every method, with every sharing and every routing function, keep what all of them must keep?
+
+The cases come from the registries, so a new method or routing function is tried without a line here.
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+import pytest
+import torch
+from transformers import GenerationConfig
+from transformers.generation import GenerationMode
+
+from multitask_vl.config.schema import DecodingConfig
+from multitask_vl.errors import InputError
+from multitask_vl.methods.io import load_adapter, save_adapter
+from multitask_vl.models.build import build_model
+from multitask_vl.registry import METHODS, ROUTING
+from tests.tiny_models import TASKS, loss_of, padded, shaken, tiny_batch, tiny_config, tiny_model
+
+ROOT = Path(__file__).resolve().parents[1]
+NEVER_MOVES = {"visual.box.weight": "the published block gives zero boxes to this map, so its gradient is zero"}
+
+
+class Case(NamedTuple):
+    """A method with its settings and routing."""
+
+    method: str
+    settings: tuple[tuple[str, Any], ...]
+    routing: tuple[tuple[str, Any], ...]
+
+    @property
+    def label(self) -> str:
+        return "-".join([self.method, *(str(value) for _, value in self.settings + self.routing)])
+
+    def model(self, **settings: Any):
+        return tiny_model(self.method, dict(self.routing), **dict(self.settings) | settings)
+
+
+def _cases() -> list[Case]:
+    cases = []
+    for name in METHODS.names():
+        field = METHODS.get(name).Config.model_fields.get("sharing")
+        sharings = [(("sharing", value),) for value in get_args(field.annotation)] if field else [()]
+        functions = ROUTING.names() if METHODS.get(name).routable else ["none"]
+        for i, sharing in enumerate(sharings):
+            # every function with the first two ways of sharing; what is half shared is those two mixed
+            wanted = functions if i < 2 else [f for f in functions if f in ("none", "mm1")]
+            cases += [Case(name, sharing, (("function", f),)) for f in wanted]
+        if METHODS.get(name).routable:
+            early = [("source", "visual_pooled")], [("control", "noise")], [("pool", "visual"), ("control", "none")]
+            cases += [Case(name, sharings[0], (("function", "mm1"), *more)) for more in early]
+    return cases
+
+
+CASES = _cases()
+ALL = pytest.mark.parametrize("case", CASES, ids=[case.label for case in CASES])
+
+
+@functools.cache
+def _trained(case: Case):
+    """A model away from its initial values; shared by tests, which must not change it."""
+    return shaken(case.model())
+
+
+@functools.cache
+def _bare_loss(task: str) -> torch.Tensor:
+    return tiny_model("frozen")(tiny_batch(task)).detach()
+
+
+@ALL
+def test_at_its_identity_setting_a_method_is_the_backbone(case):
+    model = case.model(**METHODS.get(case.method).identity)
+    for task in TASKS:
+        assert torch.equal(model(tiny_batch(task)), _bare_loss(task))
+
+
+@ALL
+def test_only_and_all_trainable_tensors_move(case):
+    model = copy.deepcopy(_trained(case))
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.trainable().values(), lr=0.01, weight_decay=0.0)
+    loss_of(model, tiny_batch(TASKS[0])).backward()
+    others = {name for name in before if f".{TASKS[1]}." in name}
+    assert all(model.trainable()[name].grad is None for name in others), "a step touches the other task's tensors"
+    loss_of(model, tiny_batch(TASKS[1], images=2)).backward()
+    optimizer.step()
+    moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+    assert moved == set(model.trainable()) - set(NEVER_MOVES)
+    assert bool(others) == (dict(case.settings).get("sharing", "single") != "single")
+
+
+@ALL
+def test_routing_adds_no_parameters(case):
+    if case.routing[0][1] == "none":
+        pytest.skip("nothing to compare with")
+    bare = tiny_model(case.method, None, **dict(case.settings))
+    assert list(bare.trainable()) == list(_trained(case).trainable())
+    assert bare.parameter_counts() == _trained(case).parameter_counts()
+
+
+@ALL
+def test_padding_changes_nothing(case):
+    model, batch = _trained(case), tiny_batch()
+    seen = []
+    spied = copy.deepcopy(model)
+    put = spied.context.put
+    spied.context.put = lambda stack, x_r: (seen.append(x_r.detach()), put(stack, x_r))
+    losses = spied(batch), spied(padded(batch, 5))
+    torch.testing.assert_close(*losses, atol=2e-5, rtol=1e-5)
+    half = len(seen) // 2
+    for short, long in zip(seen[:half], seen[half:], strict=True):
+        torch.testing.assert_close(short, long, atol=1e-5, rtol=1e-5)
+    assert bool(seen) == (case.routing[0][1] != "none")
+
+
+@ALL
+def test_checkpointing_changes_nothing(case):
+    model, batch = copy.deepcopy(_trained(case)).train(), tiny_batch(images=2)
+    calls = []
+    for layer in (model.lm.model.encoder.layers[0], model.lm.model.decoder.layers[0]):
+        layer.self_attn.register_forward_hook(lambda module, given, result: calls.append(module))
+
+    def gradients() -> dict[str, torch.Tensor]:
+        model.zero_grad(set_to_none=True)
+        torch.manual_seed(0)
+        # two forward passes before one backward pass: each must find its own task and x_R again
+        (loss_of(model, batch) + loss_of(model, tiny_batch(TASKS[1]))).backward()
+        return {name: p.grad for name, p in model.trainable().items() if p.grad is not None}
+
+    plain, once = gradients(), len(calls)
+    model.enable_gradient_checkpointing()
+    recomputed = gradients()
+    assert len(calls) == once + 2 * once, "no layer was recomputed"
+    assert plain.keys() == recomputed.keys()
+    assert all(torch.equal(plain[name], recomputed[name]) for name in plain)
+
+
+@ALL
+def test_a_batch_with_beams_is_its_rows(case):
+    model, batch = _trained(case), tiny_batch(images=2)
+    decoding = DecodingConfig(kind="beam", num_beams=4, max_length=9)
+    together = model.generate(batch, decoding).tolist()
+    for i, row in enumerate(together):
+        alone = model.generate(batch.rows_slice(i, i + 1), decoding)[0].tolist()
+        assert row[: len(alone)] == alone
+        assert set(row[len(alone) :]) <= {model.lm.config.pad_token_id}
+
+
+@ALL
+def test_one_beam_through_the_beam_code_is_greedy(case, monkeypatch):
+    model, batch = _trained(case), tiny_batch()
+    greedy = model.generate(batch, DecodingConfig(kind="greedy", max_length=9))
+    monkeypatch.setattr(GenerationConfig, "get_generation_mode", lambda *given: GenerationMode.BEAM_SEARCH)
+    beam = model.generate(batch, DecodingConfig(kind="beam", num_beams=1, max_length=9))
+    eos = model.lm.config.eos_token_id
+    for one, other in zip(greedy.tolist(), beam.tolist(), strict=True):
+        # the beam code forces an end where the length runs out
+        length = one.index(eos, 1) + 1 if eos in one[1:] else len(one) - 1
+        assert one[:length] == other[:length]
+
+
+def test_saved_is_loaded_in_a_fresh_process(tmp_path):
+    """One process for all cases: what takes time is starting it."""
+    expected, jobs = {}, []
+    for i, case in enumerate(CASES):
+        config = tiny_config(case.method, dict(case.routing), **dict(case.settings))
+        model = _trained(case)
+        save_adapter(model, tmp_path / str(i), config)
+        expected[str(i)] = model.generate(tiny_batch(), DecodingConfig(max_length=9)).tolist()
+        jobs.append([case.method, dict(case.routing), dict(case.settings)])
+    program = (
+        "import json, sys, torch\n"
+        "from multitask_vl.config.schema import DecodingConfig\n"
+        "from multitask_vl.methods.io import load_adapter\n"
+        "from tests.tiny_models import tiny_batch, tiny_model\n"
+        "found = {}\n"
+        "for i, (method, routing, settings) in enumerate(json.loads(sys.argv[1])):\n"
+        "    torch.manual_seed(i)\n"
+        "    model = tiny_model(method, routing, **settings)\n"
+        "    load_adapter(model, f'{sys.argv[2]}/{i}')\n"
+        "    found[str(i)] = model.generate(tiny_batch(), DecodingConfig(max_length=9)).tolist()\n"
+        "print(json.dumps(found))\n"
+    )
+    command = [sys.executable, "-c", program, json.dumps(jobs), str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == expected
+
+
+def test_reentrant_checkpointing_is_refused():
+    with pytest.raises(InputError, match="reentrant gradient checkpointing is refused"):
+        tiny_model("adapter").enable_gradient_checkpointing(use_reentrant=True)
+
+
+def test_dropout_of_routed_lora_is_drawn_for_x_and_for_x_r():
+    model = shaken(tiny_model("lora", {"function": "mul"}, dropout=0.5))
+    site = model.lm.model.decoder.layers[0].self_attn.q_proj
+    drawn = []
+    site.dropout.register_forward_hook(lambda module, given, dropped: drawn.append((dropped == 0).float().mean()))
+    model.train()
+    loss_of(model, tiny_batch())
+    assert len(drawn) == 2
+    assert all(0.2 < share < 0.8 for share in drawn)
+
+
+@pytest.mark.parametrize("targets", [("query", "value"), ("key", "output", "ffn_in", "ffn_out")])
+def test_merged_lora_is_the_same_function(targets):
+    model = shaken(tiny_model("lora", targets=targets))
+    before = model(tiny_batch())
+    model.merge()
+    torch.testing.assert_close(model(tiny_batch()), before, atol=1e-5, rtol=1e-5)
+    assert model.parameter_counts()[1] == tiny_model("frozen").parameter_counts()[1]
+
+
+@pytest.mark.parametrize(
+    ("method", "routing", "settings", "why"),
+    [
+        ("lora", {"function": "mul"}, {}, "routed LoRA cannot be merged"),
+        ("lora", {"function": {"vqa": "none", "nlvr2": "mm1"}}, {}, "depends on the sample"),
+        ("lora", {}, {"sharing": "per_task"}, "every task has its own update"),
+        ("adapter", {}, {}, '"adapter" cannot be merged'),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_with_the_reason(method, routing, settings, why):
+    with pytest.raises(InputError, match=why):
+        tiny_model(method, routing, **settings).merge()
+
+
+@pytest.mark.parametrize("method", ["full", "bitfit", "frozen"])
+def test_methods_that_add_nothing_have_nothing_to_merge(method):
+    model = tiny_model(method)
+    before = model(tiny_batch())
+    model.merge()
+    assert torch.equal(model(tiny_batch()), before)
+
+
+def test_adapters_own_norms_are_one_for_all_tasks():
+    model = tiny_model("adapter", sharing="per_task", pre_norm=True, post_norm=True, train_layer_norms="none")
+    names = [name for name in model.trainable() if name.startswith("lm.")]
+    assert sum("pre_norm" in name for name in names) == sum("post_norm" in name for name in names) == 2 * 10
+    assert not any("layer_norm" in name for name in names)
+
+
+def test_two_methods_on_one_backbone(tmp_path):
+    one, two = tiny_config("adapter"), tiny_config("lora", biases="none")
+    config = one.model_copy(update={"method": [*one.method, *two.method]})
+    model = shaken(build_model(config).eval())
+    assert set(model.components()) == {"language_model", "visual_embedding", "adapter", "lora"}
+    save_adapter(model, tmp_path, config)
+    other = build_model(config).eval()
+    load_adapter(other, tmp_path)
+    assert torch.equal(other(tiny_batch()), model(tiny_batch()))
+
+
+class TestLoading:
+    """What does not fit is told, all of it, before anything is changed."""
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        config = tiny_config("adapter", sharing="per_task")
+        save_adapter(build_model(config), tmp_path, config)
+        return tmp_path
+
+    def refused(self, folder, model, *parts):
+        before = {name: value.clone() for name, value in model.trainable().items()}
+        with pytest.raises(InputError) as caught:
+            load_adapter(model, folder)
+        for part in parts:
+            assert part in str(caught.value)
+        assert all(torch.equal(value, before[name]) for name, value in model.trainable().items())
+        return caught.value.problems
+
+    def test_another_method_and_rank(self, folder):
+        problems = self.refused(folder, tiny_model("adapter", rank=5), "method.0.rank is 16 there and 5", "sharing")
+        assert len(problems) == 2
+
+    def test_another_backbone(self, folder):
+        config = tiny_config("adapter", sharing="per_task").model_copy(update={"seed": 8})
+        self.refused(folder, build_model(config), "backbone.weights", "another backbone")
+
+    def test_another_task_list(self, folder):
+        config = tiny_config("adapter", sharing="per_task")
+        config = config.model_copy(update={"tasks": {"vqa": config.tasks["vqa"]}})
+        self.refused(folder, build_model(config), "tasks", "another list of tasks")
+
+    def test_other_routing(self, folder):
+        model = tiny_model("adapter", {"function": "mul"}, sharing="per_task")
+        self.refused(folder, model, 'routing.function is "none" there and "mul"')
+
+    def test_tensors_missing_unknown_and_of_another_shape(self, folder):
+        from safetensors.torch import load_file, save_file
+
+        file = folder / "adapter_model.safetensors"
+        tensors = load_file(file)
+        first, second = list(tensors)[:2]
+        tensors["surprise"] = tensors.pop(first)
+        tensors[second] = torch.zeros(3, 3, 3)
+        save_file(tensors, file)
+        model = tiny_model("adapter", sharing="per_task")
+        self.refused(
+            folder, model, f"1 tensors are missing (first: {first})", "surprise", f"{second} is [3, 3, 3] there"
+        )
+
+    def test_no_adapter_half_an_adapter_and_a_broken_one(self, folder, tmp_path):
+        model = tiny_model("adapter", sharing="per_task")
+        self.refused(tmp_path / "nowhere", model, "no adapter here")
+        tensors = folder / "adapter_model.safetensors"
+        tensors.write_bytes(tensors.read_bytes()[:100])
+        self.refused(folder, model, "cannot be read")
+        tensors.unlink()
+        self.refused(folder, model, "not written to its end")
+        record = folder / "adapter_config.json"
+        record.write_text(record.read_text().replace('"format_version": 1', '"format_version": 9'))
+        self.refused(folder, model, "format_version is 9")
+        record.write_text("{")
+        self.refused(folder, model, "not readable as JSON")
+
+    def test_the_card_says_what_it_is(self, folder):
+        card = (folder / "README.md").read_text()
+        assert "adapter for vqa, nlvr2" in card
+        assert "| visual_embedding |" in card
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "README.md",
+            "adapter_config.json",
+            "adapter_model.safetensors",
+        ]

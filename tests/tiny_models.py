@@ -1,0 +1,90 @@
+"""Models of a few thousand weights, and batches for them: what tests of models and methods build on."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from multitask_vl.config.schema import BackboneConfig, Config, RoutingConfig, TaskConfig, VisualConfig
+from multitask_vl.data.batch import Batch
+from multitask_vl.models.build import build_model
+from multitask_vl.models.seq2seq import VLSeq2Seq
+from multitask_vl.registry import METHODS
+
+TASKS = ("vqa", "nlvr2")
+SIZES = {
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 32,
+    "decoder_ffn_dim": 32,
+    "vocab_size": 60,
+    "max_position_embeddings": 40,
+}
+
+
+def tiny_config(method: str = "frozen", routing: dict[str, Any] | None = None, **settings: Any) -> Config:
+    """A configuration of two tasks; ``settings`` are the method's. Ranks are small where a method has one."""
+    section = METHODS.get(method).Config
+    if "rank" in section.model_fields:
+        settings = {"rank": 16} | settings
+    return Config(
+        seed=7,
+        backbone=BackboneConfig(config=SIZES, extra_tokens=80, dropout=0.1),
+        visual=VisualConfig(feature_dim=8, pool=(6, 6)),
+        tasks={task: TaskConfig() for task in TASKS},
+        method=[section(name=method, **settings)],
+        routing=RoutingConfig(**(routing or {})),
+    )
+
+
+def tiny_model(method: str = "frozen", routing: dict[str, Any] | None = None, **settings: Any) -> VLSeq2Seq:
+    """A model of `tiny_config`, in eval mode."""
+    return build_model(tiny_config(method, routing, **settings)).eval()
+
+
+def shaken(model: VLSeq2Seq, spread: float = 0.3) -> VLSeq2Seq:
+    """The same model with noise on everything it trains, so that nothing sits at its initial value."""
+    generator = torch.Generator().manual_seed(11)
+    with torch.no_grad():
+        for parameter in model.trainable().values():
+            parameter += spread * torch.randn(parameter.shape, generator=generator)
+    return model
+
+
+def tiny_batch(task: str = "vqa", images: int = 1, rows: int = 3) -> Batch:
+    """Rows with texts and targets of unequal length, over 7x7 grids."""
+    generator = torch.Generator().manual_seed(5)
+    lengths, targets = torch.tensor([7, 4, 6][:rows]), torch.tensor([4, 3, 2][:rows])
+    input_ids = torch.randint(3, 50, (rows, 7), generator=generator)
+    mask = torch.arange(7) < lengths[:, None]
+    labels = torch.randint(3, 50, (rows, 4), generator=generator)
+    return Batch(
+        task=task,
+        ids=[f"{task}-{row}" for row in range(rows)],
+        input_ids=input_ids.masked_fill(~mask, 1),
+        attention_mask=mask.long(),
+        features=torch.randn(rows, images, 49, 8, generator=generator).half(),
+        labels=labels.masked_fill(torch.arange(4) >= targets[:, None], -100),
+        weights=torch.tensor([1.0, 0.3, 0.6][:rows]),
+        rows=torch.arange(rows),
+    )
+
+
+def padded(batch: Batch, more: int) -> Batch:
+    """The same rows with ``more`` columns of padding behind their texts."""
+    pad = batch.input_ids.new_full((len(batch), more), 1)
+    return dataclasses.replace(
+        batch,
+        input_ids=torch.cat([batch.input_ids, pad], 1),
+        attention_mask=torch.cat([batch.attention_mask, torch.zeros_like(pad)], 1),
+    )
+
+
+def loss_of(model: VLSeq2Seq, batch: Batch) -> torch.Tensor:
+    """A number to differentiate."""
+    return model(batch).sum()
