@@ -125,12 +125,13 @@ def extract(config: Config, device: torch.device | str | None = None) -> Summary
         InputError: bad folders, model, weights, store or disk. Unreadable images are no error: they stand in the
             summary and in ``failures.jsonl`` beside the store, and the next run tries them again.
     """
-    if not isinstance(config.features.store, Path):
+    stores = [config.features.store] if isinstance(config.features.store, Path) else config.features.store
+    if len(stores) != 1:
         raise InputError(
-            f"features.store: extraction fills one file, the configuration names {len(config.features.store)}; name "
-            "one: features.store=FILE.h5"
+            f"features.store: extraction fills one file, the configuration names {len(stores)}; name one: "
+            "features.store=FILE.h5"
         )
-    store = config.data_dir / config.features.store.expanduser()
+    store = config.data_dir / stores[0].expanduser()
     index = index_images([config.data_dir / folder.expanduser() for folder in config.features.images])
     encoder = load_encoder(config.clip, config.features.precision, device)
     summary = Summary(store, encoder.manifest, images=len(index.paths), ignored=index.ignored)

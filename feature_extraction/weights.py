@@ -107,9 +107,9 @@ def _describe(clip: ClipConfig) -> tuple[dict, dict]:
         described = open_clip.get_model_config(clip.model) if clip.model in open_clip.list_models() else None
         if described is None:
             close = difflib.get_close_matches(clip.model, open_clip.list_models(), n=3)
+            hint = f"; did you mean {' or '.join(close)}?" if close else "."
             raise InputError(
-                f"clip.model: {clip.model!r} is no open_clip model{f'; did you mean {close}?' if close else ''} A "
-                "model of your own is the path of a .json"
+                f"clip.model: {clip.model!r} is no open_clip model{hint} A model of your own is the path of a .json"
             )
         return described, {}
     path = Path(locate(clip.model))

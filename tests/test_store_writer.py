@@ -175,8 +175,27 @@ def test_other_write_errors_are_not_mistaken_for_a_full_disk(path, monkeypatch):
 
     file = RowFile(read_layout(path), writable=True)
     monkeypatch.setattr(row_file.os, "pwrite", broken)
-    with pytest.raises(OSError, match="Input/output"):
-        file.forget(0)
+    monkeypatch.setattr(row_file.os, "fsync", broken)
+    for write in (lambda: file.forget(0), file.sync):
+        with pytest.raises(OSError, match="Input/output"):
+            write()
+
+
+def test_a_store_behind_a_link_stays_there(tmp_path, path, features):
+    (tmp_path / "link.h5").symlink_to(path)
+    with StoreWriter(tmp_path / "link.h5", MANIFEST, ["new"]) as writer:
+        assert len(writer.keys) == 43
+        with pytest.raises(InputError, match="is being written"):
+            StoreWriter(path, MANIFEST, []).__enter__()
+    assert (tmp_path / "link.h5").is_symlink()
+    assert len(FeatureStore(path)) == 42
+
+
+def test_a_place_that_cannot_be_written_is_told(tmp_path, path):
+    with pytest.raises(InputError, match=r"cannot be written .*name another place"):
+        StoreWriter(path / "inside" / "store.h5", MANIFEST, ["a"]).__enter__()
+    with pytest.raises(InputError, match="a folder, not the file"):
+        StoreWriter(tmp_path, MANIFEST, ["a"]).__enter__()
 
 
 def test_a_disk_too_small_for_the_store_is_told_beforehand(tmp_path, monkeypatch):

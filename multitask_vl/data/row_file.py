@@ -47,10 +47,9 @@ class RowFile:
     def write(self, row: int, features: np.ndarray) -> None:
         """Put one row (C-contiguous float16 [T, D]): its bytes, its checksum, and only then that it is done.
 
-        A process killed in between leaves a row that is not done, or one whose checksum fails: either is redone.
+        A process killed in between leaves a row that is not done; bytes lost in a power cut fail the checksum later.
         """
         layout = self.layout
-        self.forget(row)
         self._put(features.data.cast("B"), layout.features_at + row * layout.row_bytes)
         self._put(zlib.crc32(features).to_bytes(4, "little"), layout.crc32_at + 4 * row)
         self._put(b"\x01", layout.done_at + row)
@@ -61,7 +60,11 @@ class RowFile:
 
     def sync(self) -> None:
         """Wait until everything written lies on the disk."""
-        os.fsync(self._descriptor)
+        try:
+            os.fsync(self._descriptor)
+        except OSError as error:  # a network file system may notice only now that it is full
+            self._tell_if_full(error)
+            raise
 
     def close(self) -> None:
         """Give the descriptor back; a second call does nothing."""
@@ -80,8 +83,11 @@ class RowFile:
                 written = os.pwrite(self._descriptor, left, at)
                 left, at = left[written:], at + written
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+            self._tell_if_full(error)
+            raise
+
+    def _tell_if_full(self, error: OSError) -> None:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise InputError(
                 f"{self.layout.path}: {error.strerror}; what is stored so far is kept. Make room and run the same "
                 "command"

@@ -90,6 +90,8 @@ def read_layout(path: Path) -> Layout:
     Raises:
         InputError: no such file, not HDF5, truncated, another kind of HDF5 file, or of a newer format.
     """
+    if path.is_dir():
+        raise InputError(f"{path}: a folder, not the file of a feature store; name the file: features.store=FILE.h5")
     if not path.is_file():
         raise InputError(f"{path}: no such feature store; make it: {EXTRACT}")
     if not os.access(path, os.R_OK):

@@ -44,7 +44,7 @@ class StoreWriter:
     def __init__(
         self, path: Path, manifest: Manifest, keys: Iterable[str], watch: Watch = lambda rows, what: rows
     ) -> None:
-        self.path = Path(path)
+        self.path = Path(path).resolve()  # growing a store replaces the file, not a link to it
         self.manifest = manifest
         self._wanted = set(keys)
         self._watch = watch
@@ -54,12 +54,16 @@ class StoreWriter:
         self.damaged: list[str] = []
 
     def __enter__(self) -> StoreWriter:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._lock.__enter__()
         try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock.__enter__()
             self._file = self._open()
-        except BaseException:
+        except BaseException as error:
             self._lock.__exit__()
+            if isinstance(error, OSError):
+                raise InputError(
+                    f"{self.path}: cannot be written ({error}); name another place: features.store=PATH"
+                ) from error
             raise
         return self
 

@@ -39,7 +39,7 @@ class WriterLock:
         self.path = path
         self.lock = path.with_name(f"{path.name}.lock")
         self.wait = wait
-        self._descriptor: int | None = None
+        self._descriptor = -1
 
     def __enter__(self) -> WriterLock:
         while True:
@@ -64,7 +64,7 @@ class WriterLock:
             self.lock.unlink(missing_ok=True)  # while still held, so nobody can be locking this very file
             _held.discard(self._descriptor)
             os.close(self._descriptor)
-        self._descriptor = None
+        self._descriptor = -1
 
     def _is_current(self, descriptor: int) -> bool:
         try:
