@@ -93,6 +93,7 @@ def read_blind(task: str, world: Path, split: str = "report") -> Blind:
 
 Rule = str | int
 """A constant answer, or which of the question's attribute words to repeat."""
+_UNKNOWN = "a shape never met"
 
 
 def _anything(text: str) -> str:
@@ -103,11 +104,11 @@ def _best_rules(items: Sequence[Item], shape_of: Callable[[str], str]) -> dict[s
     """Shape of a text -> the rule with the best sum of scores; the first in order wins a tie."""
     totals: dict[str, Counter] = defaultdict(Counter)
     for item in items:
-        tally = totals[shape_of(item.text)]
-        for answer, score in item.scores.items():
-            tally[answer] += score
-        for place, word in enumerate(_attribute_words(item.text)):
-            tally[place] += item.scores.get(word, 0.0)
+        for tally in (totals[shape_of(item.text)], totals[_UNKNOWN]):
+            for answer, score in item.scores.items():
+                tally[answer] += score
+            for place, word in enumerate(_attribute_words(item.text)):
+                tally[place] += item.scores.get(word, 0.0)
     return {shape: max(sorted(tally, key=str), key=tally.__getitem__) for shape, tally in totals.items()}
 
 
@@ -116,11 +117,11 @@ def _attribute_words(text: str) -> list[str]:
 
 
 def _score(item: Item, rules: dict[str, Rule], shape_of: Callable[[str], str]) -> float:
-    rule = rules.get(shape_of(item.text))
+    rule = rules.get(shape_of(item.text), rules[_UNKNOWN])
     if isinstance(rule, int):
         words = _attribute_words(item.text)
-        rule = words[rule] if rule < len(words) else None
-    return 100 * item.scores.get(rule, 0.0) if rule is not None else 0.0
+        rule = words[rule] if rule < len(words) else ""
+    return 100 * item.scores.get(rule, 0.0)
 
 
 def _mean(values: Iterable[float]) -> float:

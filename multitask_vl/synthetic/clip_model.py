@@ -90,6 +90,7 @@ def save_clip(model: CLIP, folder: Path, notes: dict[str, str]) -> None:
     }
     partial = folder / f".{WEIGHTS_NAME}.partial"
     save_file(state, partial, metadata=notes)
+    partial.chmod(0o644)  # safetensors writes files that only their owner can read
     partial.replace(folder / WEIGHTS_NAME)
 
 

@@ -1,4 +1,4 @@
-"""Can one grid cell of the tiny CLIP be read: linear probes of attributes, presence and place on freshly drawn scenes."""
+"""Can one grid cell of the tiny CLIP be read: linear probes of attributes, presence and place on fresh scenes."""
 
 from __future__ import annotations
 
