@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -17,6 +15,7 @@ from multitask_vl.evaluation.predict import predict, write_predictions
 from multitask_vl.evaluation.score import score_predictions
 from multitask_vl.models.seq2seq import VLSeq2Seq
 from multitask_vl.tasks.base import Scores
+from multitask_vl.tasks.files import write_json
 
 
 def evaluate(
@@ -79,14 +78,3 @@ def _score(collator: Collator, split: str, predictions: dict[str, str], folder: 
         "version": scores.version,
         "count": len(rows),
     }
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON so that the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writing = path.with_name(f".{path.name}.writing")
-    with writing.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=1, ensure_ascii=False)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(writing, path)

@@ -16,8 +16,9 @@ from multitask_vl.config.schema import Config
 from multitask_vl.data.batch import Batch
 from multitask_vl.data.schedule import Draw, Schedule
 from multitask_vl.errors import InputError
-from multitask_vl.evaluation.evaluate import evaluate, write_json
+from multitask_vl.evaluation.evaluate import evaluate
 from multitask_vl.methods.io import save_adapter
+from multitask_vl.tasks.files import write_json
 from multitask_vl.training import checkpoint
 from multitask_vl.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 from multitask_vl.training.resume import claim_run_folder

@@ -6,8 +6,9 @@ from pathlib import Path
 
 from multitask_vl.config.schema import Config
 from multitask_vl.errors import InputError
-from multitask_vl.evaluation.evaluate import evaluate, write_json
+from multitask_vl.evaluation.evaluate import evaluate
 from multitask_vl.methods.io import load_adapter
+from multitask_vl.tasks.files import write_json
 from multitask_vl.training.setup import make_accelerator, prepare
 
 
