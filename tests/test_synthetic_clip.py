@@ -243,3 +243,4 @@ def test_probe_command_counts_misses(monkeypatch, capsys):
     assert (found["seed"], found["passed"], len(found["gates"])) == (4, False, 4)
     assert "MISS  clip/color" in table(gates)
     assert "not required" in table(gates)
+    assert probe.main(["clop"]) == EXIT_BAD_INPUT

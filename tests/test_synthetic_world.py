@@ -588,6 +588,7 @@ def test_blind_reader_stays_under_its_ceilings(world, capsys):
         assert found[task]["learnt"] <= ceiling
         assert found[task]["majority"] <= found[task]["ceiling"] == ceiling
     assert found["nlvr2"]["learnt"] == found["nlvr2"]["fitted"] == 50
+    assert 0 < found["captions"]["learnt"] <= found["captions"]["fitted"] < 60
     assert blind.main(["--world", str(world), "--split", "heldout"]) == 0
     assert "items of heldout" in capsys.readouterr().out
 

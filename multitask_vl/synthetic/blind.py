@@ -2,7 +2,8 @@
 
 The blind reader sees a question with its attribute words blanked ("what color is the _ _?") and knows the train split.
 For each such skeleton it gives the answer that scores best there: a constant, or the first or second attribute word of
-the question ("is the star red or blue?" -> "red"). It is scored on another split with the task's own measure.
+the question ("is the star red or blue?" -> "red"). It is scored on another split with the task's own measure. For
+captions it writes one caption under every picture.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from multitask_vl.errors import InputError, exits_cleanly
+from multitask_vl.metrics.caption import caption_scores
 from multitask_vl.synthetic.language import noun
 from multitask_vl.synthetic.scenes import SHAPES, VALUES, Filter
-from multitask_vl.synthetic.writers import FILES, SPLITS
+from multitask_vl.synthetic.writers import FILES, KARPATHY_SPLITS, SPLITS
 
 CEILINGS = {"vqa": 40.0, "gqa": 40.0, "nlvr2": 52.0}
 """Most that the blind reader may score on the report split, 0 to 100."""
@@ -40,7 +42,7 @@ class Item:
 
 @dataclass(frozen=True)
 class Blind:
-    """What the blind reader scores, 0 to 100.
+    """What the blind reader scores, 0 to 100 (captions: CIDEr times 100).
 
     Attributes:
         learnt: constants learnt on train, scored on the split.
@@ -157,6 +159,27 @@ def _nlvr2(world: Path, split: str) -> list[Item]:
     return [Item(row["sentence"], {row["label"]: 1.0}, row["query"]) for row in rows]
 
 
+def caption_blind(world: Path, split: str = "report", candidates: int = 12, pictures: int = 200) -> Blind:
+    """CIDEr of the one caption that does best, among the most frequent ones of train, under ``pictures`` of train."""
+    images = _json(world / FILES["captions"])["images"]
+
+    def references(name: str) -> dict[str, list[str]]:
+        chosen = (image for image in images if image["split"] == KARPATHY_SPLITS[name])
+        return {str(image["imgid"]): [one["raw"] for one in image["sentences"]] for image in chosen}
+
+    def cider(truth: dict[str, list[str]], caption: str) -> float:
+        found = caption_scores(truth, dict.fromkeys(truth, caption), "python", ("CIDEr",))
+        return found.corpus["CIDEr"] or 0.0
+
+    train, asked = references("train"), references(split)
+    tally = Counter(caption for captions in train.values() for caption in captions)
+    frequent = [caption for caption, _ in tally.most_common(candidates)]
+    some = dict(list(train.items())[:pictures])
+    learnt = cider(asked, max(frequent, key=lambda caption: cider(some, caption)))
+    fitted = max(cider(asked, caption) for caption in frequent)
+    return Blind("captions", split, learnt, fitted, cider(asked, frequent[0]), None, len(asked), {})
+
+
 _ITEMS: dict[str, Callable[[Path, str], list[Item]]] = {"vqa": _vqa, "gqa": _gqa, "nlvr2": _nlvr2}
 
 
@@ -184,6 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args(argv)
     found = [read_blind(task, options.world, options.split) for task in _ITEMS]
+    found.append(caption_blind(options.world, options.split))
     if options.json:
         print(json.dumps({one.task: asdict(one) for one in found}, indent=1))
     else:

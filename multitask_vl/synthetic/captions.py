@@ -13,7 +13,7 @@ from multitask_vl.synthetic.language import CAPTIONS, NUMBERS, noun
 from multitask_vl.synthetic.scenes import RELATIONS, Filter, Object, Scene, holds
 
 PER_PICTURE = 5
-_GROUPS = (("color", "shape"), ("pattern", "shape"), ("shape",), ("color",), ("pattern",))
+_GROUPS = (("color", "shape"), ("pattern", "shape"), ("shape",), ("color",))
 
 
 def captions_of(scene: Scene, rng: random.Random, number: int = PER_PICTURE) -> list[str]:
@@ -34,13 +34,13 @@ def captions_of(scene: Scene, rng: random.Random, number: int = PER_PICTURE) -> 
 
 
 def standing_out(objects: Sequence[Object]) -> Filter | None:
-    """The description that three or more objects share (or all of two), the longest first; None if there is none."""
+    """What three or more objects share, or both of two if it is two attributes; None if there is nothing."""
     for names in _GROUPS:
         shared = {Filter.of(thing, names) for thing in objects if names[0] != "pattern" or thing.pattern != "solid"}
         if not shared:
             continue
         best = max(shared, key=lambda one: (one.count(objects), noun(one)))
-        if best.count(objects) >= 3 or best.count(objects) == len(objects) == 2:
+        if best.count(objects) >= 3 or (best.count(objects) == len(objects) == 2 and len(names) == 2):
             return best
     return None
 
@@ -68,7 +68,7 @@ def _of_group(group: Filter, ranked: Sequence[Object], rng: random.Random) -> st
     count = group.count(ranked)
     first = f"{NUMBERS[count]} {noun(group, plural=True)}"
     rest = [thing for thing in ranked if not group.matches(thing)]
-    if rest and rng.random() < 0.7:
+    if rest and rng.random() < 0.85:
         text = CAPTIONS["two"].pick(rng, first=first, second=mention(rest[0], ranked, rng))
         return text.replace("there is", "there are")
     return CAPTIONS["many"].pick(rng, first=first)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from multitask_vl.errors import exits_cleanly
+from multitask_vl.errors import InputError, exits_cleanly
 from multitask_vl.synthetic.gates import table
 
 PROBES = {"clip": "multitask_vl.synthetic.clip_probe", "bart": "multitask_vl.synthetic.bart_probe"}
@@ -20,10 +20,13 @@ EXIT_MISSED = 1
 def main(argv: Sequence[str] | None = None) -> int:
     """Print every gate with its value; exit code 1 if a required one is missed."""
     parser = argparse.ArgumentParser(prog="python -m multitask_vl.synthetic.probe", description=__doc__)
-    parser.add_argument("which", nargs="*", choices=[*PROBES, []], help="backbones to probe (default: all)")
+    parser.add_argument("which", nargs="*", help="backbones to probe: clip, bart (default: both)")
     parser.add_argument("--seed", type=int, default=0, help="decides the scenes the probes are asked about")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     options = parser.parse_args(argv)
+    unknown = [name for name in options.which if name not in PROBES]
+    if unknown:
+        raise InputError([f"no backbone {name!r} to probe (known: {', '.join(PROBES)})" for name in unknown])
     found = []
     for name in options.which or PROBES:
         found += importlib.import_module(PROBES[name]).gates(options.seed)
