@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from multitask_vl.reports.page import write_report
-from tests.run_folders import make_run, make_world
+from tests.reports.run_folders import make_run, make_world
 
 HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)> {{ 7 * 7 }} $x^2$ ' + "long" * 60
 STYLE = Path(write_report.__globals__["__file__"]).with_name("style.html").read_text()
