@@ -92,6 +92,10 @@ class Backbone(ABC):
     def decoder(self, lm: PreTrainedModel) -> nn.Module:
         """The decoder stack, called with ``encoder_hidden_states`` and ``encoder_attention_mask`` as keywords."""
 
+    def positions(self, lm: PreTrainedModel) -> int | None:
+        """The longest text, read or written, in tokens; None where positions are relative."""
+        return None
+
     # ---- computation
 
     @abstractmethod

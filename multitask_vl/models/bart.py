@@ -14,7 +14,6 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 
 from multitask_vl.config.schema import BackboneConfig
-from multitask_vl.errors import InputError
 from multitask_vl.methods.sites import Layout, Site
 from multitask_vl.models.backbone import Backbone
 from multitask_vl.registry import BACKBONES
@@ -55,18 +54,16 @@ class Bart(Backbone):
         """``model.decoder``."""
         return lm.model.decoder
 
+    def positions(self, lm: BartForConditionalGeneration) -> int:
+        """Rows of the position tables."""
+        return lm.config.max_position_embeddings
+
     def encode(
         self, lm: BartForConditionalGeneration, input_ids: torch.Tensor, visual: torch.Tensor, mask: torch.Tensor
     ) -> torch.Tensor:
         """Text embeddings pass positions and the embedding norm; visual tokens join behind them, before dropout."""
         encoder = lm.model.encoder
-        positions = encoder.embed_positions
-        if input_ids.shape[1] > positions.num_embeddings - positions.offset:
-            raise InputError(
-                f"a text has {input_ids.shape[1]} tokens, but the backbone has "
-                f"{positions.num_embeddings - positions.offset} positions; set max_input_tokens of the task"
-            )
-        text = encoder.layernorm_embedding(encoder.embed_tokens(input_ids) + positions(input_ids))
+        text = encoder.layernorm_embedding(encoder.embed_tokens(input_ids) + encoder.embed_positions(input_ids))
         hidden = torch.cat([text, visual.to(text.dtype)], 1)
         hidden = F.dropout(hidden, encoder.dropout, encoder.training)
         # a bool, a float, a block mask or None, by attention kernel: passed on, never looked at

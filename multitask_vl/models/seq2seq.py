@@ -70,6 +70,7 @@ class VLSeq2Seq(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Cross-entropy of every target token [B, T] in float32, 0 where the label is ignored."""
+        self._fits("a target", batch.labels.shape[1], batch.task, "max_target_tokens")
         with self.context.of(batch.task):
             encoded = self.encode(batch)
             hidden = self.decode(encoded, self.lm.prepare_decoder_input_ids_from_labels(batch.labels))
@@ -85,6 +86,7 @@ class VLSeq2Seq(nn.Module):
 
     def encode(self, batch: Batch) -> Encoded:
         """Text and cells through the joint encoder."""
+        self._fits("a text", batch.input_ids.shape[1], batch.task, "max_input_tokens")
         with self.context.of(batch.task):
             tokens, projected = self.visual(batch.features, self.lm.get_input_embeddings().weight)
             cells = batch.attention_mask.new_full(tokens.shape[:2], VISUAL)
@@ -111,6 +113,7 @@ class VLSeq2Seq(nn.Module):
     @torch.no_grad()
     def generate(self, batch: Batch, decoding: DecodingConfig) -> torch.Tensor:
         """Token ids [B, T], the decoder's start token included, padded behind the end of each row."""
+        self._fits("an output", decoding.max_length, batch.task, "decoding.max_length")
         with self.context.of(batch.task):
             encoded = self.encode(batch)
             return self.lm.generate(
@@ -128,6 +131,15 @@ class VLSeq2Seq(nn.Module):
             start = torch.tensor(self.family.choice_start(self.lm), device=encoded.states.device)
             hidden = self.decode(encoded, start.expand(len(encoded.states), -1))
             return self.logits(hidden[:, -1])[:, choice_ids].argmax(-1)
+
+    def _fits(self, what: str, length: int, task: str, key: str) -> None:
+        """Refuse what is longer than the position table, which would be an index error deep in a layer."""
+        longest = self.family.positions(self.lm)
+        if longest is not None and length > longest:
+            raise InputError(
+                f"tasks.{task}: {what} has {length} tokens, but the backbone has positions for {longest}; "
+                f"set tasks.{task}.{key}={longest} or less"
+            )
 
     def _generation(self, decoding: DecodingConfig) -> GenerationConfig:
         """Every setting said aloud; the library's defaults and the checkpoint's own play no part."""

@@ -1,0 +1,55 @@
+"""Are the parameter counts, as integers, those of the published methods (VL-Adapter, Tables 1 and 7)?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from multitask_vl.config import load_config
+from multitask_vl.doctor import main, parameter_report
+
+FOLDER = Path(__file__).resolve().parents[1] / "configs" / "parameters"
+PUBLISHED = {
+    "full": (141_156_864, 141_156_864),
+    "adapter_single": (6_081_600, 145_606_464),
+    "adapter_per_task": (19_430_400, 158_955_264),
+    "adapter_shared_up": (12_725_760, 152_250_624),
+    "adapter_shared_down": (12_786_240, 152_311_104),
+    "lora_single": (8_786_688, 148_234_752),
+    "lora_per_task": (30_020_352, 169_468_416),
+    "bitfit": (1_708_800, 141_156_864),
+    "frozen": (1_582_848, 141_156_864),
+}
+"""BART-base, 200 added tokens, 2048 channels, four tasks: trainable, total."""
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_counts(name):
+    report = parameter_report(load_config(FOLDER / f"{name}.yaml"))
+    assert (report["trainable"], report["total"]) == PUBLISHED[name]
+    parts = report["components"].values()
+    assert tuple(sum(part[key] for part in parts) for key in ("trainable", "total")) == PUBLISHED[name]
+    assert report["components"]["visual_embedding"] == {"trainable": 1_582_848, "total": 1_582_848}
+
+
+@pytest.mark.parametrize("name", ["adapter_per_task", "lora_single"])
+@pytest.mark.parametrize("function", ["mul", "add", "mm1", "mm2", "mm1_relu"])
+def test_routing_adds_none(name, function):
+    report = parameter_report(load_config(FOLDER / f"{name}.yaml", [f"routing.function={function}"]))
+    assert (report["trainable"], report["total"]) == PUBLISHED[name]
+
+
+def test_as_a_command(capsys):
+    assert main(["--params", "--json", str(FOLDER / "lora_single.yaml")]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["components"]["lora"] == {"trainable": 7_077_888, "total": 7_077_888}
+    assert main(["--params", str(FOLDER / "frozen.yaml")]) == 0
+    table = capsys.readouterr().out.splitlines()
+    assert table[-1].split() == ["all", "1,582,848", "141,156,864", "1.12%"]
+
+
+def test_a_method_without_bottleneck_refuses_routing(capsys):
+    assert main(["--params", str(FOLDER / "bitfit.yaml"), "routing.function=mul"]) == 2
+    assert "method bitfit has no bottleneck in which to route" in capsys.readouterr().err
