@@ -172,6 +172,9 @@ class TestBuilding:
             ({"config": {"d_modle": 16}}, "backbone.config.d_modle: BartConfig has no such size"),
             ({"pretrained": "/nowhere/at/all"}, "backbone.pretrained: there is no folder /nowhere/at/all"),
             ({"pretrained": "x", "config": {"d_model": 16}}, "backbone.config is for random weights"),
+            ({"config": SIZES | {"d_model": "wide"}}, r"backbone\.config: .*d_model"),
+            ({"config": SIZES | {"decoder_attention_heads": 3}}, r"backbone\.config: .*divisible by num_heads"),
+            ({"config": SIZES | {"attention_dropout": 0.3}}, "backbone.config.attention_dropout: set backbone.dropout"),
             ({"family": "bert"}, "unknown backbone family 'bert'"),
         ],
     )

@@ -43,7 +43,7 @@ class BackboneConfig(Section):
     """Sizes by their transformers names (d_model, encoder_layers, ...), used when `pretrained` is None."""
     tokenizer: str | None = None
     """Hub name or local folder of the tokenizer. None: the one of `pretrained`."""
-    extra_tokens: Annotated[int, Field(ge=0)] = 200
+    extra_tokens: Annotated[int, Field(ge=0, multiple_of=2)] = 200
     """Rows added to the vocabulary, half `<extra_id_i>`, half `<vis_extra_id_i>` (the grid cells' order embeddings)."""
     dropout: Share = 0.1
     """Rate of every dropout of the backbone (hidden, attention, activation)."""

@@ -9,7 +9,6 @@ from typing import Any, ClassVar, Generic, TypeVar
 from torch import nn
 
 from multitask_vl.config.schema import MethodConfig
-from multitask_vl.errors import InputError
 from multitask_vl.methods.sites import Layout, Site
 from multitask_vl.routing.context import Context
 
@@ -41,18 +40,19 @@ class Method(ABC, Generic[C]):
         self.added: list[nn.Parameter] = []
 
     def wrap(self, site: Site, module: nn.Module) -> nn.Module:
-        """What shall stand at ``site`` in place of ``module``; ``module`` itself to leave the site alone."""
+        """What shall stand at ``site``, a linear map or a norm; ``module`` itself to leave the site alone."""
         return module
 
     def trains(self) -> Iterable[nn.Parameter]:
         """Parameters of the backbone that are trained besides what was added."""
         return ()
 
+    def cannot_merge(self) -> str | None:
+        """Why what was added cannot be folded into the backbone's weights; None if it can."""
+        return f'method "{self.config.name}" cannot be merged: what it computes is no change of the backbone\'s weights'
+
     def merge(self) -> None:
-        """Fold what was added into the backbone's own weights, in place; InputError saying why where that is wrong."""
-        raise InputError(
-            f'method "{self.config.name}" cannot be merged: what it computes is not a change of the backbone\'s weights'
-        )
+        """Fold what was added into the backbone's weights, in place. Called only if `cannot_merge` gives no reason."""
 
     def install(self) -> None:
         """Wrap the sites and mark what is trained. Called once, on a backbone whose parameters are all frozen."""

@@ -18,5 +18,5 @@ class BitFit(Method):
         """Every bias."""
         return self.layout.biases()
 
-    def merge(self) -> None:
-        """Nothing was added, so nothing is left to fold."""
+    def cannot_merge(self) -> None:
+        """It can: nothing was added, so nothing is left to fold."""

@@ -10,5 +10,5 @@ from multitask_vl.registry import METHODS
 class Frozen(Method):
     """The language model stays as it is."""
 
-    def merge(self) -> None:
-        """Nothing was added, so nothing is left to fold."""
+    def cannot_merge(self) -> None:
+        """It can: nothing was added, so nothing is left to fold."""

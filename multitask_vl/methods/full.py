@@ -18,5 +18,5 @@ class Full(Method):
         """All of the language model."""
         return self.layout.lm.parameters()
 
-    def merge(self) -> None:
-        """Nothing was added, so nothing is left to fold."""
+    def cannot_merge(self) -> None:
+        """It can: nothing was added, so nothing is left to fold."""

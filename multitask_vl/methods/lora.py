@@ -15,7 +15,6 @@ from pydantic import Field
 from torch import nn
 
 from multitask_vl.config.schema import MethodConfig, Positive, Share
-from multitask_vl.errors import InputError
 from multitask_vl.methods.base import Method
 from multitask_vl.methods.sites import EVERY_TASK, PerTask, Site, Wrapped
 from multitask_vl.registry import METHODS
@@ -93,15 +92,19 @@ class Lora(Method[LoraConfig]):
         """Every bias of the language model, if so configured."""
         return self.layout.biases() if self.config.biases == "all" else ()
 
-    def merge(self) -> None:
-        """Fold the updates into the weights; refused for routed and for per-task LoRA."""
+    def cannot_merge(self) -> str | None:
+        """Routed and per-task LoRA cannot."""
         if self.context.routed:
-            raise InputError(
+            return (
                 "routed LoRA cannot be merged: its update B route(A x, A x_R) depends on the sample through x_R, "
                 "so no single weight matrix equals it"
             )
         if self.config.sharing == "per_task":
-            raise InputError("per-task LoRA cannot be merged: every task has its own update, and the weight is one")
+            return "per-task LoRA cannot be merged: every task has its own update, and the weight is one"
+        return None
+
+    def merge(self) -> None:
+        """Add each update to its map's weight and put the map back."""
         for site in self.layout.sites:
             module = self.layout.module(site)
             if isinstance(module, LoraSite):

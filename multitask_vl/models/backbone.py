@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
@@ -42,15 +43,19 @@ class Backbone(ABC):
             InputError: a key of ``backbone.config`` that the library does not know, or no such pretrained model.
         """
         if config.pretrained is None:
-            known = self.config_class().to_dict()
+            known, ours = self.config_class().to_dict(), self.settings(config)
             problems = [
                 f"backbone.config.{key}: {self.config_class.__name__} has no such size"
                 for key in config.config
                 if key not in known
             ]
+            problems += [f"backbone.config.{key}: set backbone.dropout instead" for key in config.config if key in ours]
             if problems:
                 raise InputError(problems)
-            return self.config_class(**config.config | self.settings(config))
+            try:
+                return self.config_class(**config.config | ours)
+            except (StrictDataclassError, TypeError, ValueError) as error:
+                raise InputError(f"backbone.config: {' '.join(str(error).split())}") from error
         if config.config:
             raise InputError("backbone.config is for random weights; with backbone.pretrained the sizes are its own")
         loaded = _from_hub("backbone.pretrained", config.pretrained, AutoConfig.from_pretrained)
@@ -65,12 +70,19 @@ class Backbone(ABC):
     def load(self, config: BackboneConfig, sizes: PreTrainedConfig) -> PreTrainedModel:
         """The language model in float32: pretrained, or with random weights from torch's generator."""
         if config.pretrained is None:
-            return self.model_class(sizes)
+            return self.random(sizes)
         return _from_hub(
             "backbone.pretrained",
             config.pretrained,
             lambda path: self.model_class.from_pretrained(path, config=sizes, dtype=torch.float32),
         )
+
+    def random(self, sizes: PreTrainedConfig) -> PreTrainedModel:
+        """A language model with new weights."""
+        try:
+            return self.model_class(sizes)
+        except ValueError as error:
+            raise InputError(f"backbone.config: {error}") from error
 
     def tokenizer(self, config: BackboneConfig) -> PreTrainedTokenizerBase:
         """The family's tokenizer, from ``backbone.tokenizer`` or beside the weights."""
@@ -131,7 +143,7 @@ def _from_hub(key: str, name: str, load):
     path = str(Path(path).expanduser()) if Path(path).expanduser().is_dir() else path
     try:
         return load(path)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise InputError(
             f"{key}: cannot load {name}: {first}. Give a local folder or, with a network, a hub name"

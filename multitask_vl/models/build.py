@@ -108,7 +108,7 @@ def _language_model(
         _agree(sizes, tokenizer, may_change=random_weights, said=config.config)
         if random_weights and "vocab_size" not in config.config:
             sizes.vocab_size = max(1, rows - config.extra_tokens)
-    lm = family.model_class(sizes) if on_meta else family.load(config, sizes)
+    lm = family.random(sizes) if on_meta else family.load(config, sizes)
     if lm.get_input_embeddings().num_embeddings != rows:
         # new rows are normal with the family's spread, as published; the library's default is a fitted normal
         lm.resize_token_embeddings(rows, mean_resizing=False)

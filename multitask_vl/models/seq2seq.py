@@ -183,7 +183,10 @@ class VLSeq2Seq(nn.Module):
         return counts
 
     def merge(self) -> None:
-        """Fold every method into the backbone's weights, in place; InputError where that would change the function."""
+        """Fold every method into the backbone's weights, in place; InputError, with nothing done, if one cannot."""
+        refusals = [reason for method in self.methods if (reason := method.cannot_merge())]
+        if refusals:
+            raise InputError(refusals)
         for method in self.methods:
             method.merge()
 

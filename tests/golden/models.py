@@ -125,6 +125,7 @@ def build(fixture: Fixture, config: dict[str, Any]) -> VLSeq2Seq:
     known = BartConfig().to_dict()
     sizes = {key: value for key, value in config.items() if key in known}
     extra = config["vocab_size"] - 1 - max(config.get(f"{kind}_token_id") or 0 for kind in ("pad", "bos", "eos"))
+    extra -= extra % 2
     side = math.isqrt(config.get("n_boxes", 36))
     made = Config(
         backbone=BackboneConfig(config=sizes | {"vocab_size": config["vocab_size"] - extra}, extra_tokens=extra),
