@@ -206,6 +206,28 @@ def test_a_training_run_of_another_method_is_understood(tmp_path):
     assert report.compared > 50
 
 
+@pytest.mark.parametrize("rows", [1, 6])
+@pytest.mark.parametrize("formula", ["x_t x_v^T x_v", "ReLU(x_t) ReLU(x_v)^T x_v"])
+def test_routed_layers_of_another_size_are_understood(formula, rows, tmp_path):
+    """Gradients here reach 1e5, and entries that nearly cancel carry the rounding of those."""
+    torch.manual_seed(2)
+    width, rank = 160, 40
+    made = {"W_down": torch.randn(rank, width) / 6, "b_down": torch.randn(rank), "W_up": torch.randn(width, rank) / 6}
+    made |= {"b_up": torch.randn(width), "x_h": torch.randn(2, 9, width), "x_r": torch.randn(2, rows, width)}
+    own = {name: value.clone().requires_grad_() for name, value in made.items()}
+    t, v = (own[name] @ own["W_down"].T + own["b_down"] for name in ("x_h", "x_r"))
+    gates = (t.relu(), v.relu()) if "ReLU" in formula else (t, v)
+    z = torch.bmm(torch.bmm(gates[0], gates[1].transpose(1, 2)), v)
+    y = own["x_h"] + torch.nn.functional.gelu(z, approximate="tanh") @ own["W_up"].T + own["b_up"]
+    y.square().sum().backward()
+    made |= {"y": y.detach()} | {f"grad_{name}": value.grad for name, value in own.items()}
+    path = tmp_path / "adapter.safetensors"
+    save_file(made, path, {"about": json.dumps({"module": "sequential Adapter", "routing": formula})})
+    report = run(path)
+    assert report.failures == []
+    assert report.compared == 7
+
+
 def changed(path: Path, to: Path, meta: dict | None = None, **tensors: torch.Tensor) -> Path:
     """A copy of a recorded file with other contents."""
     with safe_open(path, "pt") as file:

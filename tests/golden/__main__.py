@@ -18,8 +18,8 @@ from tests.golden.models import run_losses, run_model, run_training
 
 def run(path: Path) -> Report:
     """Compare one file; NotUnderstood if it is of a kind that this version has not."""
-    fixture = read(path)
     try:
+        fixture = read(path)
         return _runner(fixture)(fixture)
     except (InputError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise NotUnderstood(f"{type(error).__name__}: {error}") from error

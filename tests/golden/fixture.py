@@ -13,6 +13,9 @@ from safetensors import SafetensorError, safe_open
 
 ATOL, RTOL = 5e-5, 1e-4
 """Allowed on outputs and gradients in float32 on a CPU; two framework versions agree to 2e-5."""
+ROUNDING = 1e-6
+"""Allowed of the largest entry beside it: entries that nearly cancel carry the rounding of those that do not, which
+counts for the routed layers alone, whose gradients reach 1e5 at larger sizes."""
 
 
 class NotUnderstood(Exception):
@@ -89,7 +92,9 @@ class Report:
             return
         difference = (ours.detach().double() - recorded.double()).abs()
         self.worst = max(self.worst, float(difference.max()) if difference.numel() else 0.0)
-        if not bool((difference <= atol + RTOL * recorded.double().abs()).all()):
+        size = recorded.double().abs()
+        allowed = atol + RTOL * size + ROUNDING * (float(size.max()) if size.numel() else 0.0)
+        if not bool((difference <= allowed).all()):
             self.failures.append(f"{what}: off by {float(difference.max()):.2g}")
 
     def same(self, what: str, ours: Any, recorded: Any) -> None:
