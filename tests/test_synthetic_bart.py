@@ -4,24 +4,48 @@ import json
 import random
 import re
 from collections import Counter
+from dataclasses import dataclass
 
 import pytest
 import torch
 from safetensors import safe_open
 from transformers import AutoTokenizer, BartForConditionalGeneration
+from transformers.modeling_outputs import BaseModelOutput
 
+from multitask_vl.config.schema import BackboneConfig
 from multitask_vl.errors import InputError
+from multitask_vl.models.build import load_tokenizer
+from multitask_vl.registry import BACKBONES
 from multitask_vl.synthetic import bart_pretrain
-from multitask_vl.synthetic.bart_model import Reader, decode, encode
+from multitask_vl.synthetic.bart_model import Reader, collapsed_cells, decode, encode
 from multitask_vl.synthetic.bart_pretrain import Recipe, Run
 from multitask_vl.synthetic.bart_probe import ASKED, PER_SKILL, REQUIRED, WEIGHTS, gates, probe
 from multitask_vl.synthetic.documents import GENERATORS, SKILLS, Maker
-from multitask_vl.synthetic.documents_batch import DENOISE, VALUE_COUNTS, Collator, all_words, make_denoising
+from multitask_vl.synthetic.documents_batch import (
+    DENOISE,
+    VALUE_COUNTS,
+    Collator,
+    all_words,
+    garbled,
+    make_denoising,
+)
 from multitask_vl.synthetic.language import NUMBERS, PLACES, QUESTIONS, RELATIONS, STATEMENTS
 from multitask_vl.synthetic.scenes import HELD_OUT_PAIRS, VALUES, Filter, holds
 from multitask_vl.synthetic.tokenizer import build_tokenizer
 
-TINY = Recipe(updates=30, documents=24, d_model=32, encoder_layers=1, decoder_layers=1, warmup=5, plain_from=0.5)
+
+@dataclass(frozen=True)
+class Tiny(Recipe):
+    """The recipe at a size that takes seconds."""
+
+    updates: int = 30
+    documents: int = 24
+    d_model: int = 32
+    encoder_layers: int = 1
+    decoder_layers: int = 1
+    lr: float = 5e-3
+    warmup: int = 3
+    plain_from: float = 0.5
 
 
 @pytest.fixture(scope="module")
@@ -93,14 +117,23 @@ def test_it_generates_like_any_bart(bart, collate, tokenizer):
     documents = some("query_color", 40, held_out=True)
     batch = collate(documents, True, random.Random(0), vary=False)
     states, mask, _ = encode(bart, batch)
-    from transformers.modeling_outputs import BaseModelOutput
-
     ids = bart.generate(
         encoder_outputs=BaseModelOutput(last_hidden_state=states), attention_mask=mask.long(), max_length=8, num_beams=1
     )
     written = tokenizer.batch_decode(ids, skip_special_tokens=True)
     assert ids[:, :2].tolist() == [[2, 0]] * 40
     assert sum(text == document.answer for text, document in zip(written, documents, strict=True)) >= 32
+
+
+def test_the_multitask_model_meets_what_pretraining_showed(bart, collate, tokenizer):
+    """The joint encoder, given collapsed cells for visual tokens, computes what pretraining computed."""
+    backbone = BackboneConfig(pretrained=str(WEIGHTS))
+    assert len(load_tokenizer(backbone)) == len(tokenizer) == bart.config.vocab_size
+    batch = collate([*some("both_have", 2), *some("total", 2)], True, random.Random(0), vary=False)
+    states, mask, _ = encode(bart, batch)
+    with torch.no_grad():
+        joint = BACKBONES.get("bart")().encode(bart, batch.input_ids, collapsed_cells(bart, batch), mask)
+    assert torch.allclose(joint[mask], states[mask], atol=1e-5)
 
 
 def test_padding_and_order_of_cells_change_nothing(bart, collate):
@@ -249,6 +282,13 @@ def test_plain_documents_are_the_same_tokens_as_their_text(collate, tokenizer):
         assert nouns == [f" {thing.shape}" for picture in document.pictures for thing in picture]
 
 
+def test_garbling_keeps_what_matters():
+    rng = random.Random(0)
+    made = {garbled("how many red stars can you see?", rng) for _ in range(40)}
+    assert len(made) > 10
+    assert all(text.startswith("how many red stars") and text.endswith("?") and " ?" not in text for text in made)
+
+
 def test_denoising_masks_words_and_keeps_the_text():
     made = [make_denoising(Maker(random.Random(i), 5)) for i in range(40)]
     assert sum("<mask>" in document.question for document in made) >= 30
@@ -260,18 +300,18 @@ def test_denoising_masks_words_and_keeps_the_text():
 
 def test_a_few_updates_lower_the_loss_and_resuming_changes_nothing(tmp_path):
     torch.set_num_threads(1)
-    run = Run(TINY)
-    losses = [run.update(step, step / TINY.updates)["answer"] for step in range(15)]
-    run.save(tmp_path / "state.pt", 15)
-    losses += [run.update(step, step / TINY.updates)["answer"] for step in range(15, 30)]
+    run = Run(Tiny())
+    losses = [run.update(step, step / 30)["answer"] for step in range(20)]
+    run.save(tmp_path / "state.pt", 20)
+    losses += [run.update(step, step / 30)["answer"] for step in range(20, 24)]
     assert sum(losses[10:15]) < 0.8 * sum(losses[:5])
-    again = Run(TINY)
-    assert again.restore(tmp_path / "state.pt") == 15
-    assert [again.update(step, step / TINY.updates)["answer"] for step in range(15, 20)] == losses[15:20]
+    again = Run(Tiny())
+    assert again.restore(tmp_path / "state.pt") == 20
+    assert [again.update(step, step / 30)["answer"] for step in range(20, 24)] == losses[20:]
 
 
 def test_the_command_writes_a_folder_that_loads(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(bart_pretrain, "Recipe", lambda **given: Recipe(**{**vars_of(TINY), **given}))
+    monkeypatch.setattr(bart_pretrain, "Recipe", Tiny)
     options = ["--updates", "4", "--probe-every", "2", "--probe-documents", "8"]
     assert bart_pretrain.main(["--out", str(tmp_path / "bart"), "--state", str(tmp_path / "s.pt"), *options]) == 0
     bart = BartForConditionalGeneration.from_pretrained(tmp_path / "bart")
@@ -281,10 +321,6 @@ def test_the_command_writes_a_folder_that_loads(tmp_path, monkeypatch, capsys):
     assert "| relate_color |" in card
     assert json.loads((tmp_path / "bart" / "config.json").read_text())["d_model"] == 32
     assert "look-up" in capsys.readouterr().out
-
-
-def vars_of(recipe):
-    return {name: getattr(recipe, name) for name in recipe.__dataclass_fields__ if name not in ("seed", "updates")}
 
 
 def test_throw_away_heads_are_not_shipped(bart):

@@ -11,9 +11,9 @@ TEXT = """# Tiny BART of the embedded world
 `BartForConditionalGeneration` of transformers from a small config ({sizes}; {parameters:,} parameters, weights in
 float16), with a byte-level BPE of its own ({vocabulary} entries: every word of the world is one token at the start of a
 text and after a blank; then `<extra_id_99..0>` and `<vis_extra_id_99..0>`, `<vis_extra_id_i>` having id V-1-i). The 200
-extra tokens are part of the vocabulary already:
+extra tokens are part of the vocabulary already, so that `extra_tokens: 200` (the default) adds none:
 
-    backbone: {{family: bart, pretrained: "embedded:bart", extra_tokens: 0}}
+    backbone: {{family: bart, pretrained: "embedded:bart"}}
 
 ## What it was trained on
 

@@ -161,7 +161,7 @@ class Reader(nn.Module):
         self.values = nn.Linear(bart.config.d_model, sum(value_counts))
 
     def forward(self, documents: Documents, noise: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """Losses (scalars ``answer``, ``early``, ``roles``, ``values``) and ``right`` [B], first answer word correct.
+        """Losses (scalars ``answer``, ``early``, ``roles``, ``values``) and ``right`` [B], whole answer correct.
 
         ``answer``: cross-entropy of the target, weighted by word. ``early``: of the answer's first word, read off the
         encoder's first position through the word embedding. ``roles``: does the question speak of this object? (What
@@ -195,5 +195,5 @@ class Reader(nn.Module):
             "early": F.cross_entropy(early, documents.answer, ignore_index=-100, reduction="sum") / len(labels),
             "roles": ((roles + 0.5 * related) * there).sum() / count,
             "values": (named * known).sum() / known.sum().clamp(min=1),
-            "right": logits[:, 1].argmax(-1) == labels[:, 1],
+            "right": ((logits.argmax(-1) == labels) | (labels < 0))[:, 1:].all(1),
         }

@@ -33,18 +33,19 @@ class Recipe:
     """What decides a pretraining run, together with the code."""
 
     seed: int = 0
-    updates: int = 6500
+    updates: int = 5200
     documents: int = 64
     """Documents an update."""
     lr: float = 1e-3
     warmup: int = 100
     decay_from: float = 0.55
     """Share of the run after which the rate falls to zero, as a cosine."""
-    plain_from: float = 4 / 13
+    plain_from: float = 5 / 13
     """Share of the run after which half of the documents are told in words."""
     plain_share: float = 0.4
-    full_grid_from: float = 0.8
-    """Share of the run after which every empty cell is present; before, at most two a picture."""
+    full_grid_from: float = 25 / 52
+    """Share of the run after which every empty cell is present; before, at most two a picture, which is much quicker
+    and teaches all but the counting."""
     noise: float = 0.15
     """Spread of the noise on a cell's vector, whose own spread is 1."""
     sentences: float = 0.08
@@ -52,7 +53,8 @@ class Recipe:
     promote_at: float = 0.88
     """Running accuracy at which a template may have one object more."""
     unlock_at: float = 0.8
-    """Mean running accuracy of look-up and existence from which the other templates come in."""
+    """Mean running accuracy of look-up and existence from which the other templates come in; told in words, only once
+    it has been reached with MOST objects."""
     average: float = 0.998
     """Decay of the running mean of the weights, which is what is kept."""
     d_model: int = 128
@@ -70,6 +72,7 @@ class Curriculum:
 
     promote_at: float
     unlock_at: float
+    unlock_most: int
     right: dict[str, float] = field(default_factory=dict)
     most: dict[str, int] = field(default_factory=dict)
 
@@ -82,7 +85,8 @@ class Curriculum:
     def draw(self, rng: random.Random) -> str:
         """A template: one of FIRST until these are learnt; later mostly one not mastered, or of a skill with few."""
         first = [name for name in self.right if SKILLS[name] in FIRST]
-        if sum(self.right[name] for name in first) < self.unlock_at * len(first):
+        mastered = sum(self.right[name] for name in first) >= self.unlock_at * len(first)
+        if not mastered or min(self.most[name] for name in first) < self.unlock_most:
             return rng.choice(first if rng.random() < 0.9 else list(self.right))
         kin = list(map(SKILLS.get, self.right))
         weights = [
@@ -153,7 +157,10 @@ class Run:
             if isinstance(getattr(module, "dropout", None), float):
                 module.dropout = 0.0
         self.mean = {name: value.detach().clone() for name, value in bart.named_parameters()}
-        self.curricula = {collapsed: Curriculum(recipe.promote_at, recipe.unlock_at) for collapsed in (True, False)}
+        self.curricula = {
+            collapsed: Curriculum(recipe.promote_at, recipe.unlock_at, FEWEST if collapsed else MOST)
+            for collapsed in (True, False)
+        }
         self.wall_s = self.cpu_s = 0.0
         self.optimizer = torch.optim.AdamW(
             self.reader.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
@@ -228,9 +235,8 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         for collapsed in (True, False):
             saved = state["curricula"][str(collapsed)]
-            self.curricula[collapsed] = Curriculum(
-                self.recipe.promote_at, self.recipe.unlock_at, saved["right"], saved["most"]
-            )
+            curriculum = self.curricula[collapsed]
+            curriculum.right, curriculum.most = saved["right"], saved["most"]
         return state["step"]
 
 
