@@ -13,9 +13,11 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
 	touch $@
 
-demo: $(VENV)/.ready
-	rm -rf $(RUN) $(BLIND)
+$(WORLD)/world.json: | $(VENV)/.ready
 	$(BIN)/python -m multitask_vl.synthetic.build --out $(WORLD)
+
+demo: $(VENV)/.ready $(WORLD)/world.json
+	rm -rf $(RUN) $(BLIND)
 	$(BIN)/python launch/extract_features.py --config configs/quickstart.yaml
 	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml launch/train_multitask.py --config configs/quickstart.yaml
 	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml launch/train_multitask.py --config configs/quickstart_blind.yaml
