@@ -6,17 +6,15 @@ import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch.nn import Parameter
 
 from multitask_vl.config.schema import Config
 from multitask_vl.errors import InputError
-
-if TYPE_CHECKING:
-    from multitask_vl.models.seq2seq import VLSeq2Seq
 
 FORMAT_VERSION = 1
 CONFIG_FILE = "adapter_config.json"
@@ -32,7 +30,22 @@ REASONS = {
 }
 
 
-def save_adapter(model: VLSeq2Seq, folder: Path, config: Config) -> None:
+class Adapted(Protocol):
+    """What saving and loading ask of a model; `VLSeq2Seq` has it. Named here since models stand above methods."""
+
+    description: dict[str, Any]
+
+    def trainable(self) -> dict[str, Parameter]:
+        """What is saved."""
+
+    def parameter_counts(self) -> tuple[int, int]:
+        """Trainable and total."""
+
+    def components(self) -> dict[str, dict[str, int]]:
+        """Trainable and total by component."""
+
+
+def save_adapter(model: Adapted, folder: Path, config: Config) -> None:
     """Write all trainable tensors, what they depend on, and a card. Every file appears whole or not at all.
 
     Args:
@@ -51,7 +64,7 @@ def save_adapter(model: VLSeq2Seq, folder: Path, config: Config) -> None:
     _write(folder / CONFIG_FILE, (json.dumps(record, indent=2) + "\n").encode())
 
 
-def load_adapter(model: VLSeq2Seq, folder: Path) -> None:
+def load_adapter(model: Adapted, folder: Path) -> None:
     """Put saved tensors into a model that was built alike. Nothing is changed unless everything fits.
 
     Raises:
@@ -138,7 +151,7 @@ def _named(folder: Path, what: str, names: list[str]) -> list[str]:
     return [f"{folder / TENSOR_FILE}: {len(names)} tensors are {what} (first: {names[0]})"]
 
 
-def _card(model: VLSeq2Seq, config: Config) -> str:
+def _card(model: Adapted, config: Config) -> str:
     """The adapter's README.md: what it is, what it needs, how big it is."""
     trainable, total = model.parameter_counts()
     methods = ", ".join(one.name for one in config.method)
