@@ -23,6 +23,7 @@ from multitask_vl.synthetic.bart_probe import ASKED, PER_SKILL, REQUIRED, WEIGHT
 from multitask_vl.synthetic.documents import GENERATORS, SKILLS, Maker
 from multitask_vl.synthetic.documents_batch import (
     DENOISE,
+    KEPT_FROM_TRAINING,
     VALUE_COUNTS,
     Collator,
     all_words,
@@ -287,6 +288,14 @@ def test_garbling_keeps_what_matters():
     made = {garbled("how many red stars can you see?", rng) for _ in range(40)}
     assert len(made) > 10
     assert all(text.startswith("how many red stars") and text.endswith("?") and " ?" not in text for text in made)
+
+
+@pytest.mark.parametrize("template", sorted(ASKED))
+def test_training_never_shows_a_held_out_wording(template):
+    assert all(KEPT_FROM_TRAINING.fullmatch(document.question) for document in some(template, 20, held_out=True))
+    rng = random.Random(0)
+    texts = [garbled(document.question, rng) for document in some(template, 200)]
+    assert not any(KEPT_FROM_TRAINING.fullmatch(text) for text in texts)
 
 
 def test_denoising_masks_words_and_keeps_the_text():

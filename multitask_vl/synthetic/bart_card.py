@@ -28,8 +28,8 @@ statement with its prompt, the objects it is about, and the answer, in one of tw
   and does not pass the embedding LayerNorm: the form in which the multitask model hands over a visual token.
 
 Prompts are varied (`vqa: `, `gqa: `, `gpa: ` for questions, `nlvr: `, `caption: `, now and then none), and in {garbled}
-of the questions some filler words ("is", "there", "can", "you", "show", ...) are left out or exchanged for others. So
-the words of the held-out wordings occur here and there; the wordings do not.
+of the questions some filler words ("is", "there", "can", "you", "show", ...) are left out or exchanged for others, or
+the first words are moved to the end. So the words of the held-out wordings occur here and there; the wordings do not.
 
 Besides: captions of collapsed scenes, and denoising (words of the world's sentences masked, the whole text written).
 

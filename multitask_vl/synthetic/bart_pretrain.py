@@ -38,7 +38,7 @@ class Recipe:
     """Documents an update."""
     lr: float = 1e-3
     warmup: int = 100
-    decay_from: float = 0.55
+    decay_from: float = 0.7
     """Share of the run after which the rate falls to zero, as a cosine."""
     plain_from: float = 5 / 13
     """Share of the run after which half of the documents are told in words."""

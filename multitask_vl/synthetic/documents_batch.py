@@ -13,7 +13,7 @@ import torch
 from multitask_vl.synthetic import documents_questions, documents_statements  # noqa: F401  (they fill GENERATORS)
 from multitask_vl.synthetic.bart_model import ROLES, Documents
 from multitask_vl.synthetic.documents import GENERATORS, NO_ROLE, SKILLS, Document, Maker, Roles
-from multitask_vl.synthetic.language import STATEMENTS, a, cell_words, vocabulary
+from multitask_vl.synthetic.language import QUESTIONS, STATEMENTS, a, cell_words, vocabulary
 from multitask_vl.synthetic.scenes import ATTRIBUTES, COLORS, GRID, PATTERNS, SHAPES, SIZES, VALUES, Look, Object
 
 PROMPTS = ("vqa", "gqa", "gpa", "nlvr", "caption")
@@ -31,7 +31,7 @@ FILLERS = (
 )  # fmt: skip
 """Words without which a question or statement can still be understood."""
 GARBLED = 0.35
-"""Share of the questions in which fillers are left out or exchanged, in training."""
+"""Share of the questions and statements that are garbled, in training."""
 TELLING = {*SIZES, *PATTERNS, *COLORS, *SHAPES}
 
 
@@ -62,14 +62,31 @@ def prompted(document: Document, rng: random.Random | None) -> str:
     return f"{name}: {question}"
 
 
+def _held_out_wordings() -> re.Pattern:
+    wordings = [text for table in (QUESTIONS, STATEMENTS) for each in table.values() for text in each.held_out]
+    return re.compile("|".join(re.sub(r"\\{\w+\\}", ".+", re.escape(text)) for text in wordings))
+
+
+KEPT_FROM_TRAINING = _held_out_wordings()
+"""Matches every question and statement in a held-out wording."""
+
+
 def garbled(text: str, rng: random.Random) -> str:
-    """The text with some of its `FILLERS` left out or exchanged: a wording never seen shall be no stumbling block."""
+    """A seen wording's text with fillers left out or exchanged, or its first words moved to the end (BART's rotation).
+
+    So that a wording never seen is no stumbling block; what is asked for stays the same. Never a held-out
+    wording itself.
+    """
+    first_noun = re.search(r" (?=(the|a) )", text)
+    if first_noun and rng.random() < 0.4:
+        text = f"{text[first_noun.end() : -1]} {text[: first_noun.start()]}{text[-1]}"
 
     def other(found: re.Match) -> str:
         return rng.choice(("", *FILLERS)) if rng.random() < 0.4 else found[0]
 
     words = re.sub(rf"\b({'|'.join(FILLERS)})\b", other, text)
-    return re.sub(r" (?=[?.])", "", " ".join(words.split()))
+    words = re.sub(r" (?=[?.])", "", " ".join(words.split()))
+    return text if KEPT_FROM_TRAINING.fullmatch(words) else words
 
 
 def make_denoising(make: Maker) -> Document:
