@@ -1,0 +1,162 @@
+"""Which tables does the study of the embedded world show? Results in, Markdown out, into docs/embedded_world.md."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.embedded_charts import write_charts
+from benchmarks.embedded_results import EXISTENCE, TASKS, Result, Results, curve_points, finished, spread, stopped
+from benchmarks.embedded_runs import SEEDS, SHARINGS, StudyRun
+from multitask_vl.errors import InputError
+from multitask_vl.reports.formats import Column, Spread, Table, render
+
+BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
+WANTED = {"vqa": 12, "gqa": 12, "nlvr2": 10, "coco_caption": 30}
+"""By how much the quickstart must beat the blind control on the report split."""
+WANTED_EXISTENCE = 75
+SHOWN = {"vqa": "VQA", EXISTENCE: "of it existence", "gqa": "GQA", "nlvr2": "NLVR2", "coco_caption": "CIDEr"}
+PART = {"report": "Report split", "heldout": "Held-out combinations of colour and shape"}
+
+
+def write_page(runs: Sequence[StudyRun], out: Path, docs: Path) -> Path:
+    """Replace the part between the markers of ``docs/embedded_world.md`` by what has finished, and draw the charts.
+
+    Raises:
+        InputError: the page or one of its markers is missing.
+    """
+    page, results = docs / "embedded_world.md", finished(runs, out)
+    text = page.read_text() if page.is_file() else ""
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise InputError(f"{page}: needs one line {BEGIN} and one line {END}; what stands between them is written here")
+    charts = write_charts(results, docs)
+    parts = [*tables_of(results), *(f"![{about}]({path.name})" for path, about in charts), listing(results)]
+    parts += [f"Ended without scores: {line}" for line in stopped(runs, out)]
+    before, rest = text.split(BEGIN)
+    page.write_text("\n\n".join([before + BEGIN, *parts, END + rest.split(END)[1]]))
+    return page
+
+
+def tables_of(results: Results) -> list[str]:
+    """Every table as Markdown; one whose runs have not finished is left out."""
+    tables = [
+        *(main_table(results, split) for split in PART),
+        verdict_table(results),
+        routed_table(results),
+        curve_table(results, "steps", "Steps"),
+        curve_table(results, "data", "Share of the training split"),
+        curve_table(results, "rank", "Rank"),
+    ]
+    return [render(table, "markdown") for table in tables if table.rows]
+
+
+def main_table(results: Results, split: str) -> Table:
+    """Each control in a row, mean and spread over its seeds, and what the quickstart has over the blind control."""
+    rows = []
+    for key, found in results.items():
+        if key.startswith("main: ") and (scores := _scores(found, split)):
+            rows.append((key.removeprefix("main: ").replace("_", " "), len(found), *scores))
+    foot = []
+    if rows and {"main: quickstart", "main: blind"} <= results.keys():
+        gaps = [gap(results, split, what) for what in SHOWN]
+        foot = [("quickstart over blind", "", *gaps)]
+    steps = sorted({r.steps for key, found in results.items() if key.startswith("main: ") for r in found})
+    notes = (f"Steps: {', '.join(map(str, steps))}. Mean ± sample standard deviation over seeds.",) if rows else ()
+    columns = (Column("run", "text"), Column("seeds", "count"), *_columns())
+    return Table(PART[split], columns, tuple(rows), tuple(foot), notes)
+
+
+def gap(results: Results, split: str, what: str) -> float | None:
+    """What the quickstart scores more than the blind control, mean over seeds each."""
+    ours, blind = (spread(results[f"main: {row}"], split, what) for row in ("quickstart", "blind"))
+    return None if ours is None or blind is None else ours.mean - blind.mean
+
+
+def verdict_table(results: Results) -> Table:
+    """What was asked of the quickstart, what came out, and whether it holds."""
+    rows = []
+    if {"main: quickstart", "main: blind"} <= results.keys():
+        for task, wanted in WANTED.items():
+            found = gap(results, "report", task)
+            rows.append((f"{TASKS[task]} over blind", float(wanted), found, "yes" if found >= wanted else "**no**"))
+        mean = spread(results["main: quickstart"], "report", EXISTENCE).mean
+        holds = "yes" if mean >= WANTED_EXISTENCE else "**no**"
+        rows.append(("existence questions", float(WANTED_EXISTENCE), mean, holds))
+    columns = (Column("report split", "text"), Column("at least"), Column("measured"), Column("holds", "text"))
+    return Table("What was asked for", columns, tuple(rows))
+
+
+def routed_table(results: Results) -> Table:
+    """Loss at the start and the end, and scores, of mm1 and mm2 beside no routing, by kind of sharing."""
+    rows, steps = [], set()
+    for sharing in SHARINGS:
+        for function in ("none", "mm1", "mm2"):
+            found = results.get(f"routed: {function}, {sharing}")
+            if not found:
+                continue
+            steps |= {one.steps for one in found}
+            firsts, lasts = zip(*(_mean_losses(one) for one in found), strict=True)
+            went_well = sum(converged(one) for one in found)
+            losses = f"{min(firsts):.2f} to {max(firsts):.2f}", f"{min(lasts):.2f} to {max(lasts):.2f}"
+            worst = f"{max(one.worst for one in found):.2f}"
+            rows.append(
+                (f"{sharing}, {function}", f"{went_well} of {len(found)}", *losses, worst, *_scores(found, "report"))
+            )
+    names = ("fell", "loss at first", "at last", "worst after the first tenth")
+    columns = (Column("run", "text"), *(Column(name, "text") for name in names), *_columns())
+    notes = (
+        f"Steps: {', '.join(map(str, sorted(steps)))}, otherwise the quickstart's settings (peak rate 2e-3, warm-up "
+        "over a tenth, gradients clipped at norm 1); LoRA of rank 32 on query and value, alpha 32. Losses are means of "
+        "the tasks' over the first and the last tenth of the steps, least and greatest over seeds. "
+        '"Fell": runs that ended with a finite loss below the first on every task.',
+    )
+    return Table("mm1 and mm2", columns, tuple(rows), notes=notes if rows else ())
+
+
+def converged(result: Result) -> bool:
+    """Whether every task's loss ended finite and below its first value."""
+    losses = result.losses.values()
+    return bool(losses) and all(last < first for first, last in losses)  # nothing compares less than or above nan
+
+
+def curve_table(results: Results, group: str, title: str) -> Table:
+    """Scores on the report split by steps, share of the data or rank; the quickstart's first seed is one point."""
+    rows = []
+    for name, found in curve_points(results, group):
+        rows.append((name, *_scores(found, "report")))
+    columns = (Column(title.lower(), "text"), *_columns())
+    notes = (f"One seed ({SEEDS[0]}), report split; everything else as in the quickstart.",) if rows else ()
+    return Table(title, columns, tuple(rows), notes=notes)
+
+
+def listing(results: Results) -> str:
+    """Every run with its command and its cost, folded away."""
+    rows = []
+    for found in results.values():
+        for one in found:
+            cost = "not known" if one.cpu_s is None else f"{one.cpu_s:,.0f}"
+            rows.append(f"| {one.run.name} | {one.steps:,} | {one.trained:.1f} | {cost} | `{one.run.command()}` |")
+    total = sum(one.cpu_s or 0 for found in results.values() for one in found)
+    head = [
+        f"<details><summary>All {len(rows)} runs, {total / 3600:.1f} hours of one core, with their commands</summary>",
+        "",
+        "| run | steps | trained, % | CPU s | command |",
+        "|---|---:|---:|---:|---|",
+    ]
+    return "\n".join([*head, *rows, "", "</details>"])
+
+
+def _columns() -> tuple[Column, ...]:
+    return (*(Column(name) for name in SHOWN.values()),)
+
+
+def _scores(found: Sequence[Result], split: str) -> tuple[Spread | None, ...]:
+    scores = tuple(spread(found, split, what) for what in SHOWN)
+    return scores if any(score is not None for score in scores) else ()
+
+
+def _mean_losses(result: Result) -> tuple[float, float]:
+    losses = list(result.losses.values()) or [(math.nan, math.nan)]
+    return tuple(statistics.mean(pair[at] for pair in losses) for at in (0, 1))

@@ -1,0 +1,286 @@
+"""Does the study of the embedded world run what it should, skip what has finished, and report what came out?"""
+
+import json
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import embedded_world, symbolic_store
+from benchmarks.embedded_results import EXISTENCE, existence, finished, first_and_last
+from benchmarks.embedded_runs import LORA, SEEDS, StudyRun, all_runs
+from benchmarks.embedded_subset import write_subset
+from benchmarks.embedded_tables import BEGIN, END, converged, curve_table, main_table, tables_of, verdict_table
+from multitask_vl.config import load, load_config, locate
+from multitask_vl.data.feature_store import FeatureStore, check_manifest
+from multitask_vl.reports.formats import Spread, render
+from multitask_vl.synthetic.build import build, image_id
+from multitask_vl.synthetic.questions import staged_scene
+from multitask_vl.synthetic.statements import pair_set
+from multitask_vl.synthetic.writers import FILES, image_key, pair_key
+
+ROOT = Path(__file__).resolve().parents[1]
+CONTROLS = sorted((ROOT / "configs" / "controls").glob("*.yaml"))
+QUESTIONS = ["is there a red star?", "can you see a striped thing?", "is the star red?", "how many stars are there?"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("study") / "world"
+    build(folder, scale=0.004, processes=1)
+    return folder
+
+
+def write_run(out: Path, run: StudyRun, score: float, losses=(4.0, 1.0), splits=("report", "heldout"), steps=20):
+    """A finished run whose every score is ``score``; existence questions score 100 and 0."""
+    folder = out / "runs" / run.name
+    (folder / "predictions" / "vqa").mkdir(parents=True)
+    entry = {
+        "average": score,
+        "tasks": {task: {"value": score} for task in ("vqa", "gqa", "nlvr2", "coco_caption")},
+    }
+    counts = {"trainable": 1, "total": 4}
+    record = {"step": steps, "splits": dict.fromkeys(splits, entry), "parameters": counts}
+    (folder / "scores.json").write_text(json.dumps(record))
+    values = np.linspace(*losses, steps).tolist()
+    rows = [{"step": n + 1, "task": task, "loss": values[n]} for n in range(steps) for task in ("vqa", "nlvr2")]
+    rows.append({"step": steps, "split": "report", "scores": {}})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for split in splits:
+        predictions = [{"id": str(n), "text": text} for n, text in enumerate(QUESTIONS)]
+        lines = "".join(json.dumps(row) + "\n" for row in predictions)
+        (folder / "predictions" / "vqa" / f"{split}.jsonl").write_text(lines)
+        scores = json.dumps({"0": 100, "1": 0, "2": 7, "3": 7})
+        (folder / "predictions" / "vqa" / f"{split}.per_example.json").write_text(scores)
+    (out / "costs").mkdir(exist_ok=True)
+    (out / "costs" / f"{run.name}.json").write_text('{"exit": 0, "cpu_s": 1800, "wall_s": 9}')
+
+
+@pytest.fixture
+def out(tmp_path):
+    """Every run finished; the quickstart's seeds score 80, 82, 84, all others 70."""
+    for run in all_runs():
+        score = 80 + 2 * SEEDS.index(run.seed) if run.row == "quickstart" else 70
+        write_run(tmp_path, run, score, splits=("report", "heldout") if run.group == "main" else ("report",))
+    return tmp_path
+
+
+def test_the_runs_are_those_that_were_asked_for():
+    runs = all_runs()
+    assert len({run.name for run in runs}) == len(runs)
+    count = Counter((run.group, run.row) for run in runs)
+    assert (count["main", "quickstart"], count["main", "blind"]) == (3, 3)
+    for function in ("mm1", "mm2"):
+        routed = [run for run in runs if run.row.startswith(f"{function}, ")]
+        assert Counter(run.row.split(", ")[1] for run in routed) == {
+            "single adapter": 3,
+            "adapter per task": 3,
+            "LoRA": 3,
+        }
+        assert {run.seed for run in routed} == set(SEEDS)
+    assert [run.row for run in all_runs(steps=60) if run.group == "steps"] == ["15", "30", "120"]
+
+
+def test_every_run_s_command_is_a_configuration(tmp_path):
+    runs = all_runs(steps=50, routed_steps=7)
+    for run in {(run.group, LORA in run.overrides): run for run in runs}.values():
+        script, _, path, *overrides = run.words(tmp_path / "world", tmp_path)
+        assert (ROOT / script).is_file()
+        config = load_config(ROOT / path, overrides)
+        assert (config.seed, config.run_dir) == (run.seed, tmp_path / "runs" / run.name)
+        assert config.training.steps == (7 if run.group == "routed" else int(run.row) if run.group == "steps" else 50)
+        if run.group == "rank":
+            assert config.method[0].rank == int(run.row)
+        if LORA in run.overrides:
+            assert (config.method[0].name, config.method[0].sharing) == ("lora", "single")
+        if run.share > 1:
+            gqa = config.tasks["gqa"].splits
+            assert [str(file) for file in gqa["train"].questions] == [f"{tmp_path}/subsets/1_of_2/gqa_questions.json"]
+            assert [str(file) for file in gqa["report"].questions] == ["gqa/report_balanced_questions.json"]
+
+
+@pytest.mark.parametrize("path", CONTROLS, ids=lambda path: path.stem)
+def test_a_control_is_the_quickstart_but_for_what_it_controls(path):
+    loaded, quickstart = load(path), load(ROOT / "configs" / "quickstart.yaml").config.model_dump()
+    config = loaded.config.model_dump()
+    assert config["run_dir"] == Path("runs/controls") / path.stem
+    differs = {
+        f"{section}.{key}" if isinstance(config[section], dict) else section
+        for section in config
+        for key in (config[section] if isinstance(config[section], dict) else [""])
+        if config[section] != quickstart[section] and (not key or config[section][key] != quickstart[section].get(key))
+    }
+    clip = {"clip.pretrained", "features.store"}
+    bart = {"backbone.pretrained", "backbone.tokenizer", "backbone.config"}
+    allowed = {
+        "random_clip": clip,
+        "random_bart": bart,
+        "random_backbones": clip | bart,
+        "full": {"method", "routing.function", "training.lr"},
+        "symbolic": clip | {"clip.model", "visual.feature_dim"},
+    }
+    assert differs == allowed[path.stem] | {"run_dir"}
+
+
+def test_the_random_bart_has_the_sizes_of_the_pretrained_one():
+    sizes = load_config(ROOT / "configs" / "controls" / "random_bart.yaml").backbone.config
+    shipped = json.loads((Path(locate("embedded:bart")) / "config.json").read_text())
+    assert sizes == {key: shipped[key] for key in sizes}
+
+
+def test_symbolic_features_are_what_was_drawn(world):
+    assert symbolic_store.main(["--world", str(world)]) == 0
+    config = load_config(ROOT / "configs" / "controls" / "symbolic.yaml", [f"data_dir={world}"])
+    store = FeatureStore(world / config.features.store)
+    assert check_manifest(store.manifest, config.clip, config.visual) == []
+    assert set(store.keys()) == {path.stem for path in (world / "images").iterdir()}
+    scenes = {image_key(image_id("report", n)): staged_scene(0, "report", n) for n in range(8)}
+    pairs = pair_set(0, "heldout", 2).pairs
+    scenes |= {pair_key("heldout", 2, n, side): pair[side] for n, pair in enumerate(pairs) for side in (0, 1)}
+    for key, scene in scenes.items():
+        cells = store.get(key)
+        told = {
+            cell: {symbolic_store.CHANNELS[c] for c in np.flatnonzero(row)}
+            for cell, row in enumerate(cells)
+            if row.any()
+        }
+        assert told == {
+            thing.cell: {
+                "present",
+                f"size {thing.size}",
+                f"pattern {thing.pattern}",
+                f"color {thing.color}",
+                f"shape {thing.shape}",
+            }
+            for thing in scene.objects
+        }
+
+
+def test_symbolic_features_need_a_world(tmp_path, capsys):
+    assert symbolic_store.main(["--world", str(tmp_path)]) == 2
+    assert "8 of 8 scene graph files" in capsys.readouterr().err
+
+
+def test_a_subset_is_the_first_part_with_all_that_belongs_to_it(world, tmp_path):
+    whole = write_subset(world, tmp_path / "1", share=1)
+    half = write_subset(world, tmp_path / "2", share=2)
+    assert all(0.3 * whole[task] <= half[task] <= 0.7 * whole[task] for task in whole)
+    kept = {image["cocoid"] for image in json.loads((tmp_path / "2" / "dataset_coco.json").read_text())["images"]}
+    questions = json.loads((tmp_path / "2" / "vqa_questions.json").read_text())["questions"]
+    annotations = json.loads((tmp_path / "2" / "vqa_annotations.json").read_text())["annotations"]
+    assert [one["question_id"] for one in questions] == [one["question_id"] for one in annotations]
+    everything = json.loads((world / FILES["vqa_questions"].format(split="train")).read_text())["questions"]
+    assert questions == [one for one in everything if one["image_id"] in kept]
+    first, again = ((tmp_path / n / "nlvr2.json").read_text() for n in "12")
+    assert first.startswith(again)
+
+
+def fake_words(program: str):
+    return lambda self, world, out: ["-c", program.format(folder=f"{out}/runs/{self.name}")]
+
+
+def test_finished_runs_are_skipped_and_interrupted_ones_run_again(tmp_path, monkeypatch, capsys):
+    runs = [run for run in all_runs() if run.row == "blind"]
+    finishes = "import pathlib as p; f = p.Path('{folder}'); f.mkdir(parents=True); (f / 'scores.json').touch()"
+    monkeypatch.setattr(StudyRun, "words", fake_words("print('dead'); raise SystemExit(3)"))
+    failures = embedded_world.run_all(runs[:1], tmp_path, tmp_path, threads=1, at_once=1, minutes=9)
+    assert failures == [f"blind-42: exit code 3, see {tmp_path}/logs/blind-42.log"]
+    assert embedded_world.unfinished(runs, tmp_path) == runs
+    first = json.loads((tmp_path / "costs" / "blind-42.json").read_text())
+    assert first["exit"] == 3
+
+    monkeypatch.setattr(StudyRun, "words", fake_words(finishes))
+    assert embedded_world.run_all(runs, tmp_path, tmp_path, threads=1, at_once=1, minutes=0) == []
+    assert embedded_world.unfinished(runs, tmp_path) == runs  # no time left, none begun
+    assert embedded_world.run_all(runs, tmp_path, tmp_path, threads=1, at_once=2, minutes=9) == []
+    assert embedded_world.unfinished(runs, tmp_path) == []
+    second = json.loads((tmp_path / "costs" / "blind-42.json").read_text())
+    assert second["exit"] == 0
+    assert second["cpu_s"] >= first["cpu_s"]
+
+    capsys.readouterr()
+    assert embedded_world.run_all(runs, tmp_path, tmp_path, threads=1, at_once=1, minutes=9) == []
+    assert capsys.readouterr().out == ""  # nothing was begun
+
+
+def test_scores_are_means_and_differences(out):
+    results = finished(all_runs(), out)
+    table = main_table(results, "report")
+    row = {row[0]: row for row in table.rows}
+    assert row["quickstart"][1] == 3
+    assert row["quickstart"][2] == Spread(82, 2)
+    assert row["full"][2] == Spread(70, None)
+    assert row["random backbones"][3] == Spread(50, None)
+    assert table.foot == (("quickstart over blind", "", 12, 0, 12, 12, 12),)
+    holds = [row[-1] for row in verdict_table(results).rows]
+    assert holds == ["yes", "yes", "yes", "**no**", "**no**"]
+
+
+def test_existence_questions_are_told_by_their_wording(out):
+    assert existence(out / "runs" / "full-42" / "predictions" / "vqa", "report") == 50
+    (result,) = finished(all_runs(), out)["main: full"]
+    assert result.scores["heldout"][EXISTENCE] == 50
+    assert (result.cpu_s, result.trained) == (1800, 25)
+
+
+def test_curves_take_the_quickstart_s_first_seed_in(out):
+    results = finished(all_runs(), out)
+    assert [row[0] for row in curve_table(results, "rank", "Rank").rows] == ["4", "8", "16", "32", "64"]
+    assert [row[0] for row in curve_table(results, "data", "Share").rows] == ["1/8", "1/4", "1/2", "1"]
+    scores = {row[0]: row[1].mean for row in curve_table(results, "steps", "Steps").rows}
+    assert scores == {"20": 80, "150": 70, "300": 70, "1200": 70}
+
+
+def test_a_loss_that_rises_or_is_no_number_did_not_converge(tmp_path):
+    runs = [run for run in all_runs() if run.row == "mm1, LoRA"]
+    for run, losses in zip(runs, [(4.0, 1.0), (1.0, 4.0), (4.0, float("nan"))], strict=True):
+        write_run(tmp_path, run, 70, losses, splits=("report",))
+    results = finished(runs, tmp_path)
+    assert [converged(one) for one in results["routed: mm1, LoRA"]] == [True, False, False]
+    (table,) = tables_of(results)
+    assert "| LoRA, mm1 | 1 of 3 |" in table
+    rows = [{"task": "vqa", "step": n, "loss": float(n)} for n in (1, 5, 10)]
+    assert first_and_last(rows, 10) == {"vqa": (1.0, 10.0)}
+    assert first_and_last(rows[1:2], 10) == {}
+
+
+def test_the_page_is_rewritten_between_its_marks_only(out, tmp_path_factory, capsys):
+    docs = tmp_path_factory.mktemp("docs")
+    command = ["--world", str(out), "--out", str(out), "--docs", str(docs), "--no-runs"]
+    assert embedded_world.main(command) == 2  # no page
+    page = docs / "embedded_world.md"
+    page.write_text(f"Before.\n\n{BEGIN}\nold\n{END}\n\nAfter.\n")
+    (out / "runs" / "mm1-LoRA-44" / "scores.json").unlink()
+    (out / "costs" / "mm1-LoRA-44.json").write_text('{"exit": 2, "cpu_s": 5}')
+    (out / "logs").mkdir()
+    (out / "logs" / "mm1-LoRA-44.log").write_text("begun\nerror: step 9: loss nan\n")
+    assert embedded_world.main(command) == 0
+    text = page.read_text()
+    assert text.startswith(f"Before.\n\n{BEGIN}\n")
+    assert text.endswith(f"{END}\n\nAfter.\n")
+    assert "\nold\n" not in text
+    assert "| quickstart | 3 | 82.0 ± 2.0 |" in text
+    assert "mm1-LoRA-44, exit code 2: error: step 9: loss nan" in text
+    assert str(out) not in text  # commands name no folder of this machine
+    charts = {path.name: path.read_bytes() for path in docs.glob("*.svg")}
+    assert set(charts) == {"embedded_world_controls.svg", "embedded_world_curves.svg"}
+    assert all(ElementTree.fromstring(chart).tag.endswith("svg") for chart in charts.values())
+    assert all(name in text for name in charts)
+    assert embedded_world.main(command) == 0
+    assert page.read_text() == text
+    assert {path.name: path.read_bytes() for path in docs.glob("*.svg")} == charts
+
+
+def test_runs_need_features(tmp_path, capsys):
+    assert embedded_world.main(["--world", str(tmp_path), "--out", str(tmp_path)]) == 2
+    assert "no features.h5" in capsys.readouterr().err
+
+
+def test_the_page_in_the_repository_has_its_marks():
+    text = (ROOT / "docs" / "embedded_world.md").read_text()
+    assert (text.count(BEGIN), text.count(END)) == (1, 1)
+    for path in CONTROLS:
+        assert f"configs/controls/{path.name}" in text
+    assert render(main_table({}, "report"), "markdown")  # an empty study has a table without rows
