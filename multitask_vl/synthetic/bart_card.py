@@ -57,10 +57,10 @@ and every cell present, held-out wordings, {per_skill} documents a skill. Yes/no
 |---|---|---|---|---|
 {skills}
 
-By template:
+By template, with the collapsed form in the wordings of training beside it:
 
-| template | collapsed | plain |
-|---|---|---|
+| template | collapsed | collapsed, seen wordings | plain |
+|---|---|---|---|
 {templates}
 
 ## Limits
@@ -70,11 +70,17 @@ branch of the visual embedding to tell cells apart).
 """
 
 
-def card(found: Mapping[str, Mapping[str, float]], skills: list[str], facts: Mapping[str, object]) -> str:
+def card(
+    found: Mapping[str, Mapping[str, float]],
+    seen: Mapping[str, float],
+    skills: list[str],
+    facts: Mapping[str, object],
+) -> str:
     """The card as markdown.
 
     Args:
         found: result of `bart_probe.probe`.
+        seen: the collapsed part of its result for the wordings of training.
         skills: the rows of ``found`` that are skills; the others are templates.
         facts: what `TEXT` asks for besides the two tables.
     """
@@ -95,9 +101,9 @@ def card(found: Mapping[str, Mapping[str, float]], skills: list[str], facts: Map
             for name in skills
         ),
         templates="\n".join(
-            row(name, f"{collapsed[name]:.1f}", f"{plain[name]:.1f}")
+            row(name, f"{collapsed[name]:.1f}", f"{seen[name]:.1f}", f"{plain[name]:.1f}")
             for name in collapsed
-            if name not in skills or name in ("count",)
+            if name not in skills or name == "count"
         ),
         **facts,
     )
