@@ -66,7 +66,8 @@ By template, with the collapsed form in the wordings of training beside it:
 ## Limits
 
 One world, one language of {words} words; the rows of cells 16 to 99 are untrained (grids other than 4x4 need the box
-branch of the visual embedding to tell cells apart).
+branch of the visual embedding to tell cells apart). Where the held-out wording scores far below the
+seen ones, it is taken for another template's: "number of" for counting, "or" between two things for a choice.
 """
 
 
