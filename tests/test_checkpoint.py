@@ -86,7 +86,7 @@ def test_a_full_disk_is_told_and_leaves_the_last_good_one(tmp_path, monkeypatch)
     def no_room(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "_sync", no_room)
+    monkeypatch.setattr(checkpoint, "sync", no_room)
     with pytest.raises(InputError, match=r"No space left on device.*resume=auto"):
         checkpoint.save(tmp_path, 2, named, optimizer, {}, keep=2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]

@@ -4,7 +4,8 @@ import pytest
 import yaml
 
 from multitask_vl.config import differences, fingerprint, load
-from multitask_vl.config.resolved import flatten, write_whole
+from multitask_vl.config.resolved import flatten
+from multitask_vl.durable import write_whole
 from tests.config_files import config_folder
 
 pytestmark = pytest.mark.usefixtures("folder")
@@ -59,7 +60,7 @@ def test_writing_is_whole_or_not_at_all(folder, monkeypatch):
     def fail(*_):
         raise OSError("disk full")
 
-    monkeypatch.setattr("multitask_vl.config.resolved.os.fsync", fail)
+    monkeypatch.setattr("multitask_vl.durable.os.fsync", fail)
     with pytest.raises(OSError, match="disk full"):
         write_whole(target, "new\n")
     assert target.read_text() == "old\n"

@@ -11,9 +11,10 @@ from typing import Any
 from multitask_vl.config.layers import read_layers, without_removed
 from multitask_vl.config.nodes import nodes_of
 from multitask_vl.config.overrides import apply_overrides
-from multitask_vl.config.resolved import origins_of, resolved_text, write_whole
+from multitask_vl.config.resolved import origins_of, resolved_text
 from multitask_vl.config.schema import Config
 from multitask_vl.config.validate import validate
+from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError
 
 
@@ -31,7 +32,7 @@ class Loaded:
 
     def write_resolved(self, path: Path) -> None:
         """Write the whole configuration as one YAML with its origins; `load` of it gives an equal `Config`."""
-        write_whole(Path(path), resolved_text(self.config, self.origins))
+        write_whole(path, resolved_text(self.config, self.origins))
 
 
 def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:

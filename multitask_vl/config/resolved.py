@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -50,23 +47,6 @@ def resolved_text(config: Config, origins: dict[str, str]) -> str:
     lines = [HEADER]
     _write(config.model_dump(mode="json"), (), "", lines, origins)
     return "\n".join(lines) + "\n"
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees all of it or none: temporary file, sync, rename."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes private files; a run folder is read by others
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _write(value: Any, at: tuple[str, ...], indent: str, lines: list[str], origins: dict[str, str]) -> None:

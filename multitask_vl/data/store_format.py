@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from multitask_vl.data.manifest import FORMAT_VERSION, Manifest
+from multitask_vl.durable import sync
 from multitask_vl.errors import InputError
 
 SHARD = re.compile(r"(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})")
@@ -81,7 +82,7 @@ def create(path: Path, manifest: Manifest, keys: Sequence[str]) -> None:
     with partial.open("rb+") as file:
         os.fsync(file.fileno())
     partial.replace(path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def read_layout(path: Path) -> Layout:
@@ -180,15 +181,6 @@ def shards(path: Path) -> list[Path]:
             f"{path.stem}-{missing[0]:05d}-of-{counts[0]}{path.suffix}); make them: {EXTRACT}"
         )
     return sorted(parts)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _damaged(path: Path, why: str) -> str:

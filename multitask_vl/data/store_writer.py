@@ -11,8 +11,9 @@ import numpy as np
 
 from multitask_vl.data.manifest import Manifest
 from multitask_vl.data.row_file import RowFile
-from multitask_vl.data.store_format import Layout, create, read_layout, sync_folder
+from multitask_vl.data.store_format import Layout, create, read_layout
 from multitask_vl.data.writer_lock import WriterLock
+from multitask_vl.durable import sync
 from multitask_vl.errors import InputError
 
 Watch = Callable[[Iterable, str], Iterable]
@@ -162,7 +163,7 @@ class StoreWriter:
         source.close()
         target.close()
         self._grown.replace(self.path)
-        sync_folder(self.path.parent)
+        sync(self.path.parent)
         return self._adopt(read_layout(self.path))
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from multitask_vl.data.collate import Collator
+from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError
 from multitask_vl.models.seq2seq import VLSeq2Seq
 from multitask_vl.tasks.base import Task
@@ -88,11 +88,4 @@ def rows_of(collator: Collator, predictions: Mapping[str, str]) -> Iterator[dict
 
 def write_predictions(path: Path, collator: Collator, predictions: Mapping[str, str]) -> None:
     """Write a split's predictions as JSON lines; the file appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writing = path.with_name(f".{path.name}.writing")
-    with writing.open("w", encoding="utf-8") as file:
-        for row in rows_of(collator, predictions):
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(writing, path)
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows_of(collator, predictions)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +13,7 @@ from safetensors.torch import save
 from torch.nn import Parameter
 
 from multitask_vl.config.schema import Config
+from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError
 
 FORMAT_VERSION = 1
@@ -58,10 +58,10 @@ def save_adapter(model: Adapted, folder: Path, config: Config) -> None:
     trainable, total = model.parameter_counts()
     record = {"format_version": FORMAT_VERSION, **model.description, "parameters": {"trainable": trainable}}
     record["parameters"]["total"] = total
-    _write(folder / TENSOR_FILE, save(tensors, metadata={"format": "pt"}))
-    _write(folder / CARD_FILE, _card(model, config).encode())
+    write_whole(folder / TENSOR_FILE, save(tensors, metadata={"format": "pt"}))
+    write_whole(folder / CARD_FILE, _card(model, config).encode())
     # last, so that a folder with this file is complete
-    _write(folder / CONFIG_FILE, (json.dumps(record, indent=2) + "\n").encode())
+    write_whole(folder / CONFIG_FILE, (json.dumps(record, indent=2) + "\n").encode())
 
 
 def load_adapter(model: Adapted, folder: Path) -> None:
@@ -179,12 +179,3 @@ def _card(model: Adapted, config: Config) -> str:
             "",
         ]
     )
-
-
-def _write(path: Path, content: bytes) -> None:
-    writing = path.with_name(f".{path.name}.writing")
-    with writing.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(writing, path)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import statistics
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError
 from multitask_vl.reports import tables
 from multitask_vl.reports.control import check_control, control_command
@@ -51,20 +50,7 @@ def write_report(
     out = Path(out) if out else Path(run) / "report.html"
     if not out.parent.is_dir():
         raise InputError(f"{out}: its folder does not exist. Run: mkdir -p {out.parent}")
-    handle, temporary = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        # mkstemp makes the file private; a report is for showing, under the user's own mask.
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, out)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_whole(out, page)
     return out
 
 

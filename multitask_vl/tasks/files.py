@@ -6,13 +6,13 @@ import contextlib
 import gzip
 import io
 import json
-import os
 import re
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError
 
 _GZIP = b"\x1f\x8b"
@@ -165,20 +165,9 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
                 yield line.rstrip("\n"), f"{path}:{number}"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file so that it appears whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writing = path.with_name(f".{path.name}.writing")
-    with writing.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(writing, path)
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that it appears whole or not at all; NaN is refused."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    write_whole(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
 
 
 class _Text:

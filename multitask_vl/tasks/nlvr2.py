@@ -9,11 +9,12 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from multitask_vl.config.schema import DecodingConfig, TaskConfig
+from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError
 from multitask_vl.metrics.nlvr2 import NLVR2Scores, nlvr2_scores
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import Example, Paths, Scores, SplitConfig, Task, check_ids, key_template
-from multitask_vl.tasks.files import Problems, json_lines, lines, write_text
+from multitask_vl.tasks.files import Problems, json_lines, lines
 
 ImageKey = key_template("identifier", "pair")
 _TRUTH = {"true": True, "false": False}
@@ -122,7 +123,7 @@ class NLVR2(Task[NLVR2Config]):
                 f"tasks.{self.name}: {len(unread):,} predictions are neither 'true' nor 'false' (first: {unread[0]}, "
                 f"{predictions[unread[0]]!r}). Use decoding.kind=choice"
             )
-        write_text(path, "".join(f"{id_},{_TRUTH[text]}\n" for id_, text in predictions.items()))
+        write_whole(path, "".join(f"{id_},{_TRUTH[text]}\n" for id_, text in predictions.items()))
 
 
 def _label(item: dict, where: str, problems: Problems) -> bool | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import Parameter
 
+from multitask_vl.durable import sync
 from multitask_vl.errors import InputError
 
 PREFIX = "step-"
@@ -51,12 +51,12 @@ def save(
         state = {"step": step, "sha256": sums, **record}
         (writing / "state.json").write_text(json.dumps(state, indent=1, sort_keys=True))
         for path in writing.iterdir():
-            _sync(path)
-        _sync(writing)
+            sync(path)
+        sync(writing)
         if target.exists():
             shutil.rmtree(target)
         writing.rename(target)
-        _sync(folder)
+        sync(folder)
     except OSError as error:
         shutil.rmtree(writing, ignore_errors=True)
         raise InputError(
@@ -148,11 +148,3 @@ def _moments(parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimiz
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -12,6 +12,8 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from multitask_vl.durable import write_whole
+
 
 class Metrics:
     """``metrics.jsonl``: one JSON object a line, each with a ``step`` (steps taken so far).
@@ -26,9 +28,7 @@ class Metrics:
         self.path = path
         if path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= after_step]
-            writing = path.with_suffix(".writing")
-            writing.write_text("".join(f"{line}\n" for line in kept))
-            os.replace(writing, path)
+            write_whole(path, "".join(f"{line}\n" for line in kept))
 
     def add(self, **row) -> None:
         """Append a row; it is on the disk when this returns."""
