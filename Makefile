@@ -24,7 +24,7 @@ demo: $(VENV)/.ready $(WORLD)/world.json
 	$(BIN)/python -m multitask_vl.reports $(RUN) --control $(BLIND)
 
 test: $(VENV)/.ready lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered --cov-fail-under=90
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-fail-under=90
 
 lint: $(VENV)/.ready
 	$(BIN)/ruff check .

@@ -8,6 +8,8 @@ import yaml
 
 from tests import tiny_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def good(tmp_path_factory):

@@ -24,7 +24,7 @@ SMALL = [
     "backbone.config.init_std=0.1",
     "tracking.trackers=[]",
 ]
-pytestmark = pytest.mark.shared
+pytestmark = [pytest.mark.shared, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,8 @@ from safetensors.torch import load_file
 
 from tests import tiny_run
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
