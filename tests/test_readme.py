@@ -105,7 +105,7 @@ def test_what_is_named_exists():
         r"(?<![\w/])((?:launch|configs|tests|multitask_vl|docs)/[\w/.-]+\.(?:py|yaml|md|svg))", README
     ):
         assert (tiny_run.ROOT / path).exists(), path
-    for module in re.findall(r"python -m ([\w.]+)", README):
+    for module in re.findall(r"python -m (\w[\w.]*)", README):
         assert importlib.util.find_spec(module) is not None, module
     for target in re.findall(r"make (demo|test|lint|clean)", README):
         assert made(target)
