@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import ProjectConfiguration
 
 from multitask_vl.config.schema import Config
 from multitask_vl.data.collate import Collator, image_keys, missing_features, shuffled_images, too_long
@@ -63,7 +64,7 @@ def make_accelerator(config: Config) -> Accelerator:
         cpu=not torch.accelerator.is_available(),
         mixed_precision=config.training.mixed_precision,
         log_with=config.tracking.trackers or None,
-        project_dir=str(config.run_dir),
+        project_config=ProjectConfiguration(str(config.run_dir), logging_dir=str(config.run_dir / "tracking")),
         # a step of one task leaves the other tasks' branches without gradient, on every process alike
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
