@@ -29,7 +29,7 @@ class Result:
     Attributes:
         scores: split -> task or `EXISTENCE` -> score.
         losses: task -> mean training loss over the first and over the last tenth of the steps.
-        worst: the largest training loss logged after the first tenth.
+        worst: the largest training loss logged in the second half of the steps, of whichever task.
         cpu_s: processor time, all of the command; None where it is not known.
         steps: how many steps it took.
         trained: share of the parameters trained, in percent.
@@ -85,7 +85,7 @@ def read_result(run: StudyRun, out: Path) -> Result:
         run=run,
         scores=scores,
         losses=first_and_last(rows, record["step"]),
-        worst=max(row["loss"] for row in rows if row["step"] > _EDGE * record["step"]),
+        worst=max(row["loss"] for row in rows if row["step"] > record["step"] / 2),
         cpu_s=json.loads(cost.read_text())["cpu_s"] if cost.is_file() else None,
         steps=record["step"],
         trained=100 * counts["trainable"] / counts["total"],
@@ -119,11 +119,20 @@ def spread(results: Sequence[Result], split: str, what: str) -> Spread | None:
 
 
 def curve_points(results: Results, group: str) -> list[tuple[str, Sequence[Result]]]:
-    """(value, results) along a curve, from little to much; empty where the curve's own runs have not finished."""
+    """(value, results) along a curve, from little to much; empty where the curve's own runs have not finished.
+
+    The main comparison's first run is a point of the curve over steps; a point of that one, with all of the data and
+    the quickstart's rank, is a point of the others.
+    """
     points = {key.removeprefix(f"{group}: "): found for key, found in results.items() if key.startswith(f"{group}: ")}
-    first = [one for one in results.get("main: quickstart", ()) if one.run.seed == SEEDS[0]]
-    if points and first:
-        points[{"steps": str(first[0].steps), "data": "1", "rank": str(RANK)}[group]] = first
+    if group == "steps":
+        shared = [one for one in results.get("main: quickstart", ()) if one.run.seed == SEEDS[0]]
+    else:
+        lengths = {one.steps for found in points.values() for one in found}
+        shared = [one for key, found in results.items() if key.startswith("steps: ") for one in found]
+        shared = [one for one in shared if one.steps in lengths]
+    if points and shared:
+        points[{"steps": str(shared[0].steps), "data": "1", "rank": str(RANK)}[group]] = shared
     return sorted(points.items(), key=lambda point: amount(point[0]))
 
 

@@ -19,6 +19,7 @@ WANTED = {"vqa": 12, "gqa": 12, "nlvr2": 10, "coco_caption": 30}
 WANTED_EXISTENCE = 75
 SHOWN = {"vqa": "VQA", EXISTENCE: "of it existence", "gqa": "GQA", "nlvr2": "NLVR2", "coco_caption": "CIDEr"}
 PART = {"report": "Report split", "heldout": "Held-out combinations of colour and shape"}
+CURVES = {"steps": "Steps", "data": "Share of the training split", "rank": "Rank"}
 
 
 def write_page(runs: Sequence[StudyRun], out: Path, docs: Path) -> Path:
@@ -31,25 +32,27 @@ def write_page(runs: Sequence[StudyRun], out: Path, docs: Path) -> Path:
     text = page.read_text() if page.is_file() else ""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise InputError(f"{page}: needs one line {BEGIN} and one line {END}; what stands between them is written here")
-    charts = write_charts(results, docs)
-    parts = [*tables_of(results), *(f"![{about}]({path.name})" for path, about in charts), listing(results)]
-    parts += [f"Ended without scores: {line}" for line in stopped(runs, out)]
+    charts = {path.stem: f"![{about}]({path.name})" for path, about in write_charts(results, docs)}
+    sections = {
+        "Controls": [*tables_of(results, "main"), charts.get("embedded_world_controls")],
+        "Steps, data, rank": [*tables_of(results, "curves"), charts.get("embedded_world_curves")],
+        "mm1 and mm2": tables_of(results, "routed"),
+        "Every run": [listing(results), *(f"Ended without scores: {line}" for line in stopped(runs, out))],
+    }
+    parts = [part for title, found in sections.items() for part in (f"## {title}", *filter(None, found))]
     before, rest = text.split(BEGIN)
     page.write_text("\n\n".join([before + BEGIN, *parts, END + rest.split(END)[1]]))
     return page
 
 
-def tables_of(results: Results) -> list[str]:
-    """Every table as Markdown; one whose runs have not finished is left out."""
-    tables = [
-        *(main_table(results, split) for split in PART),
-        verdict_table(results),
-        routed_table(results),
-        curve_table(results, "steps", "Steps"),
-        curve_table(results, "data", "Share of the training split"),
-        curve_table(results, "rank", "Rank"),
-    ]
-    return [render(table, "markdown") for table in tables if table.rows]
+def tables_of(results: Results, section: str) -> list[str]:
+    """The tables of a section as Markdown; one whose runs have not finished is left out."""
+    tables = {
+        "main": lambda: [*(main_table(results, split) for split in PART), verdict_table(results)],
+        "curves": lambda: [curve_table(results, group, title) for group, title in CURVES.items()],
+        "routed": lambda: [routed_table(results)],
+    }
+    return [render(table, "markdown") for table in tables[section]() if table.rows]
 
 
 def main_table(results: Results, split: str) -> Table:
@@ -104,7 +107,7 @@ def routed_table(results: Results) -> Table:
             rows.append(
                 (f"{sharing}, {function}", f"{went_well} of {len(found)}", *losses, worst, *_scores(found, "report"))
             )
-    names = ("fell", "loss at first", "at last", "worst after the first tenth")
+    names = ("fell", "loss at first", "at last", "highest in the second half")
     columns = (Column("run", "text"), *(Column(name, "text") for name in names), *_columns())
     notes = (
         f"Steps: {', '.join(map(str, sorted(steps)))}, otherwise the quickstart's settings (peak rate 2e-3, warm-up "
@@ -122,13 +125,14 @@ def converged(result: Result) -> bool:
 
 
 def curve_table(results: Results, group: str, title: str) -> Table:
-    """Scores on the report split by steps, share of the data or rank; the quickstart's first seed is one point."""
-    rows = []
-    for name, found in curve_points(results, group):
-        rows.append((name, *_scores(found, "report")))
+    """Scores on the report split by steps, share of the data or rank."""
+    points = curve_points(results, group)
+    rows = [(name, *_scores(found, "report")) for name, found in points]
     columns = (Column(title.lower(), "text"), *_columns())
-    notes = (f"One seed ({SEEDS[0]}), report split; everything else as in the quickstart.",) if rows else ()
-    return Table(title, columns, tuple(rows), notes=notes)
+    lengths = sorted({one.steps for _, found in points for one in found})
+    length = "" if group == "steps" else f"{', '.join(map(str, lengths))} steps; "
+    notes = (f"One seed ({SEEDS[0]}), report split; {length}everything else as in the quickstart.",)
+    return Table(title, columns, tuple(rows), notes=notes if rows else ())
 
 
 def listing(results: Results) -> str:

@@ -80,24 +80,25 @@ def test_the_runs_are_those_that_were_asked_for():
             "LoRA": 3,
         }
         assert {run.seed for run in routed} == set(SEEDS)
-    assert [run.row for run in all_runs(steps=60) if run.group == "steps"] == ["15", "30", "120"]
+    assert [run.row for run in all_runs(shorter=5) if run.group == "steps"] == ["15", "30", "60", "240"]
 
 
 def test_every_run_s_command_is_a_configuration(tmp_path):
-    runs = all_runs(steps=50, routed_steps=7)
+    runs = all_runs(shorter=25)
     for run in {(run.group, LORA in run.overrides): run for run in runs}.values():
         script, _, path, *overrides = run.words(tmp_path / "world", tmp_path)
         assert (ROOT / script).is_file()
         config = load_config(ROOT / path, overrides)
         assert (config.seed, config.run_dir) == (run.seed, tmp_path / "runs" / run.name)
-        assert config.training.steps == (7 if run.group == "routed" else int(run.row) if run.group == "steps" else 50)
+        lengths = {"main": 24, "routed": 8, "data": 12, "rank": 12}
+        assert config.training.steps == (int(run.row) if run.group == "steps" else lengths[run.group])
         if run.group == "rank":
             assert config.method[0].rank == int(run.row)
         if LORA in run.overrides:
             assert (config.method[0].name, config.method[0].sharing) == ("lora", "single")
         if run.share > 1:
             gqa = config.tasks["gqa"].splits
-            assert [str(file) for file in gqa["train"].questions] == [f"{tmp_path}/subsets/1_of_2/gqa_questions.json"]
+            assert [str(file) for file in gqa["train"].questions] == [f"{tmp_path}/subsets/1_of_4/gqa_questions.json"]
             assert [str(file) for file in gqa["report"].questions] == ["gqa/report_balanced_questions.json"]
 
 
@@ -194,6 +195,10 @@ def test_finished_runs_are_skipped_and_interrupted_ones_run_again(tmp_path, monk
     monkeypatch.setattr(StudyRun, "words", fake_words(finishes))
     assert embedded_world.run_all(runs, tmp_path, tmp_path, threads=1, at_once=1, minutes=0) == []
     assert embedded_world.unfinished(runs, tmp_path) == runs  # no time left, none begun
+    with embedded_world.claimed(runs[1], tmp_path) as mine:
+        assert mine
+        assert embedded_world.run_all(runs, tmp_path, tmp_path, threads=1, at_once=2, minutes=9) == []
+        assert embedded_world.unfinished(runs, tmp_path) == runs[1:2]  # somebody else's
     assert embedded_world.run_all(runs, tmp_path, tmp_path, threads=1, at_once=2, minutes=9) == []
     assert embedded_world.unfinished(runs, tmp_path) == []
     second = json.loads((tmp_path / "costs" / "blind-42.json").read_text())
@@ -225,12 +230,13 @@ def test_existence_questions_are_told_by_their_wording(out):
     assert (result.cpu_s, result.trained) == (1800, 25)
 
 
-def test_curves_take_the_quickstart_s_first_seed_in(out):
+def test_curves_share_points(out):
     results = finished(all_runs(), out)
     assert [row[0] for row in curve_table(results, "rank", "Rank").rows] == ["4", "8", "16", "32", "64"]
-    assert [row[0] for row in curve_table(results, "data", "Share").rows] == ["1/8", "1/4", "1/2", "1"]
+    assert [row[0] for row in curve_table(results, "data", "Share").rows] == ["1/64", "1/16", "1/4", "1"]
     scores = {row[0]: row[1].mean for row in curve_table(results, "steps", "Steps").rows}
-    assert scores == {"20": 80, "150": 70, "300": 70, "1200": 70}
+    assert scores == {"20": 80, "75": 70, "150": 70, "300": 70, "1200": 70}
+    assert not curve_table({}, "rank", "Rank").notes
 
 
 def test_a_loss_that_rises_or_is_no_number_did_not_converge(tmp_path):
@@ -239,7 +245,7 @@ def test_a_loss_that_rises_or_is_no_number_did_not_converge(tmp_path):
         write_run(tmp_path, run, 70, losses, splits=("report",))
     results = finished(runs, tmp_path)
     assert [converged(one) for one in results["routed: mm1, LoRA"]] == [True, False, False]
-    (table,) = tables_of(results)
+    (table,) = tables_of(results, "routed")
     assert "| LoRA, mm1 | 1 of 3 |" in table
     rows = [{"task": "vqa", "step": n, "loss": float(n)} for n in (1, 5, 10)]
     assert first_and_last(rows, 10) == {"vqa": (1.0, 10.0)}
