@@ -96,6 +96,10 @@ def test_a_run_killed_in_the_middle_and_resumed_equals_one_that_was_not(data, wh
     assert worst_difference(weights(folder), weights(whole)) == 0.0
     assert predictions(folder) == predictions(whole)
 
+    metrics = (folder / "metrics.jsonl").read_text()
+    assert tiny_run.launch("train_multitask", "--config", str(config), "training.resume=auto") == 0
+    assert (folder / "metrics.jsonl").read_text() == metrics, "a finished run that is resumed repeats itself"
+
 
 def test_two_processes_equal_one(data, still):
     """Real gloo pair; the last batches of a pass have odd sizes, so shards differ in rows and lengths."""

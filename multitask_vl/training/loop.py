@@ -195,7 +195,7 @@ def _finish(run: Run, accelerator: Accelerator, metrics: Metrics | None, total: 
     if accelerator.is_main_process:
         for split, result in results.items():
             values = {name: entry["value"] for name, entry in result["tasks"].items()}
-            metrics.add(step=total, split=split, scores=values)
+            metrics.add(step=total, split=split, scores=values, final=True)
         trainable, everything = run.model.parameter_counts()
         counts = {"trainable": trainable, "total": everything}
         save_adapter(run.model, config.run_dir / "adapter", config)

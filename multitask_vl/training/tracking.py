@@ -21,13 +21,13 @@ class Metrics:
     Args:
         path: the file.
         after_step: rows of later steps are dropped first; they belong to a run that died past its last checkpoint. A
-            line cut short by the death goes with them.
+            line cut short by the death goes with them, and so do rows marked ``final``: the end is evaluated again.
     """
 
     def __init__(self, path: Path, after_step: int):
         self.path = path
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= after_step]
+            kept = [line for line in path.read_text().splitlines() if _stays(line, after_step)]
             write_whole(path, "".join(f"{line}\n" for line in kept))
 
     def add(self, **row) -> None:
@@ -38,11 +38,12 @@ class Metrics:
             os.fsync(file.fileno())
 
 
-def _step_of(line: str) -> float:
+def _stays(line: str, after_step: int) -> bool:
     try:
-        return json.loads(line)["step"]
+        row = json.loads(line)
+        return row["step"] <= after_step and not row.get("final", False)
     except (ValueError, KeyError, TypeError):
-        return float("inf")
+        return False
 
 
 class Progress:
