@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import sys
 from collections.abc import Callable, Iterable
 
 EXIT_BAD_INPUT = 2
+_CODES = "ENOSPC EDQUOT EROFS EACCES EPERM ENOTDIR EISDIR EEXIST ENOENT ENAMETOOLONG"
+UNWRITABLE = {getattr(errno, code) for code in _CODES.split(" ")}
+"""What the system says of a path that cannot be used: the user's disk or path is to be mended, not the code."""
 
 
 class InputError(Exception):
@@ -25,7 +29,7 @@ class InputError(Exception):
 
 
 def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Wrap a command's ``main``: an InputError is printed to stderr and becomes exit code 2, never a traceback."""
+    """Wrap a command's ``main``: bad input, or a path the system refuses, is told on stderr and becomes exit code 2."""
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> int:
@@ -34,6 +38,15 @@ def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
         except InputError as error:
             for problem in error.problems:
                 print(f"error: {problem}", file=sys.stderr)
+            return EXIT_BAD_INPUT
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+            print(
+                f"error: {error.filename or 'writing'}: {error.strerror}. Make room, or name another place "
+                f"(run_dir=PATH, data_dir=PATH, --out PATH); nothing written before is lost",
+                file=sys.stderr,
+            )
             return EXIT_BAD_INPUT
 
     return wrapped

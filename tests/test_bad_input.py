@@ -44,6 +44,8 @@ def complaint(capsys, config, *words) -> str:
         ({"trainig": {"lr": 1}}, ["tiny.yaml:", "trainig", "did you mean", "training"]),
         ({"training": {"lr": "fast"}}, ["tiny.yaml:", "training.lr", "fast"]),
         ({"training": {"steps": 0}}, ["tiny.yaml:", "training.steps"]),
+        ({"training": {"betas": [1, 1]}}, ["tiny.yaml:", "training.betas"]),
+        ({"seed": -1}, ["tiny.yaml:", "seed", "-1"]),
         ({"method": {"name": "adaptor"}}, ["tiny.yaml:", "method", "adaptor", "adapter"]),
         ({"method": {"name": "adapter", "rnk": 4}}, ["tiny.yaml:", "rnk", "rank"]),
         ({"tasks": {"vgqa": {}}}, ["tiny.yaml:", "vgqa", "gqa"]),
@@ -53,7 +55,18 @@ def complaint(capsys, config, *words) -> str:
             ["tiny.yaml:", "routing.function", "absent", "gqa"],
         ),
     ],
-    ids=["unknown key", "wrong type", "out of range", "method", "method key", "task", "routing", "routing of no task"],
+    ids=[
+        "unknown key",
+        "wrong type",
+        "out of range",
+        "betas",
+        "seed",
+        "method",
+        "method key",
+        "task",
+        "routing",
+        "routing of no task",
+    ],
 )
 def test_configuration(folder, capsys, change, expected):
     config = tiny_run.write_config(folder, **change)
@@ -134,6 +147,46 @@ def test_a_run_folder_that_exists(good, capsys):
     said = complaint(capsys, good / "tiny.yaml")
     assert "already holds a run" in said
     assert "training.resume=auto" in said
+
+
+def test_a_checkpoint_of_another_run_does_not_take_over_a_folder(good, folder, capsys):
+    config = tiny_run.write_config(folder)
+    assert tiny_run.launch("train_multitask", "--config", str(config), "training.steps=1") == 0
+    before = {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
+    foreign = good / "run" / "checkpoints" / "step-00000002"
+    said = complaint(capsys, config, f"training.resume={foreign}", "training.steps=2")
+    assert "already holds a run" in said
+    assert before == {path: path.read_bytes() for path in (folder / "run").rglob("*") if path.is_file()}
+
+
+def test_a_run_that_failed_on_bad_input_can_be_started_once_it_is_mended(folder, capsys):
+    config = tiny_run.write_config(folder)
+    complaint(capsys, config, "features.store=absent.h5")
+    assert not (folder / "run").exists()
+    assert tiny_run.launch("train_multitask", "--config", str(config), "training.steps=1") == 0
+
+
+@pytest.mark.parametrize("place", ["/proc/absent/run", "/etc/hostname"])
+def test_a_run_folder_that_cannot_be(good, capsys, place):
+    said = complaint(capsys, good / "tiny.yaml", f"run_dir={place}")
+    assert place.split("/")[1] in said
+
+
+def test_a_configuration_without_end(tmp_path, capsys):
+    (tmp_path / "deep.yaml").write_text("seed: " + "[" * 3000 + "]" * 3000)
+    assert "nested too deeply" in complaint(capsys, tmp_path / "deep.yaml")
+
+
+def test_trackers(good, capsys):
+    said = complaint(capsys, good / "tiny.yaml", "run_dir=absent", "tracking.trackers=[nonsense,tensorboard]")
+    assert "'nonsense' is not known" in said
+    assert "tensorboard" in said
+
+
+def test_more_images_than_the_model_tells_apart(good, capsys):
+    said = complaint(capsys, good / "tiny.yaml", "run_dir=absent", "visual.max_images=1")
+    assert "tasks.nlvr2" in said
+    assert "visual.max_images=2" in said
 
 
 def test_resuming_with_another_configuration(good, capsys):

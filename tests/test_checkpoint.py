@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from multitask_vl.config.schema import TrainingConfig
 from multitask_vl.errors import InputError
@@ -91,6 +92,35 @@ def test_a_full_disk_is_told_and_leaves_the_last_good_one(tmp_path, monkeypatch)
         checkpoint.save(tmp_path, 2, named, optimizer, {}, keep=2)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert checkpoint.damage(tmp_path / "step-00000001") is None
+
+
+def test_a_full_disk_inside_a_tensor_file_is_told_too(tmp_path, monkeypatch):
+    """safetensors has an error of its own for it."""
+    named, optimizer = trained()
+
+    def no_room(*_):
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(checkpoint, "save_file", no_room)
+    with pytest.raises(InputError, match="No space left on device"):
+        checkpoint.save(tmp_path, 2, named, optimizer, {}, keep=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"sha256": [], "step": 3}', '{"sha256": {}}', '{"step": 1}'])
+def test_a_malformed_record_is_damage(tmp_path, content):
+    named, optimizer = trained()
+    good = checkpoint.save(tmp_path, 1, named, optimizer, {}, keep=2)
+    bad = checkpoint.save(tmp_path, 2, named, optimizer, {}, keep=2)
+    (bad / "state.json").write_text(content)
+    assert checkpoint.newest_whole(tmp_path)[0] == good
+
+
+def test_going_back_to_an_older_checkpoint_keeps_what_is_then_written(tmp_path):
+    named, optimizer = trained()
+    checkpoint.save(tmp_path, 9, named, optimizer, {}, keep=1)
+    written = checkpoint.save(tmp_path, 5, named, optimizer, {}, keep=1)
+    assert checkpoint.damage(written) is None
 
 
 def test_metrics_of_a_run_that_died_are_cut_to_its_checkpoint(tmp_path):

@@ -76,6 +76,9 @@ def read_nodes(text: str, name: str, problems: list[str]) -> Node | None:
     except yaml.YAMLError as error:
         problems.append(_syntax(error, text, name))
         return None
+    except RecursionError:
+        problems.append(f"{name}: nested too deeply to be a configuration")
+        return None
     if top is None:
         problems.append(f"{name}: holds nothing; a configuration is a mapping, such as 'seed: 42'")
         return None

@@ -30,6 +30,7 @@ def _takes_bool(annotation: Any) -> bool:
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class BackboneConfig(Section):
@@ -106,7 +107,7 @@ class DecodingConfig(Section):
     """`choice` compares the first-token logits of `choices` after the forced start tokens; no generation."""
     num_beams: Positive = 1
     """Beams, for kind `beam`."""
-    max_length: Positive = 20
+    max_length: Annotated[int, Field(ge=2)] = 20
     """Longest output in tokens, start token included."""
     no_repeat_ngram_size: Annotated[int, Field(ge=0)] = 3
     """No n-gram of this size twice (3 is bart-base's own setting); 0 switches it off."""
@@ -199,7 +200,7 @@ class TrainingConfig(Section):
     """Share of the steps with a rising rate; afterwards it falls linearly to 0."""
     optimizer: Literal["adamw", "adamw_decay_after"] = "adamw"
     """`adamw_decay_after` is the published one: transformers 4.2's AdamW, which decays after its update."""
-    betas: tuple[Share, Share] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """Adam's betas."""
     eps: Annotated[float, Field(gt=0)] = 1e-6
     """Adam's epsilon."""
@@ -271,7 +272,7 @@ class Config(Section):
 
     plugins: list[str] = []
     """Modules imported first, so that their decorators can register methods, tasks and routing functions."""
-    seed: int = 42
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Decides, together with the step, every random draw."""
     run_dir: Path = Path("runs/default")
     """Where the run writes."""

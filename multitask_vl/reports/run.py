@@ -197,7 +197,8 @@ def _train(folder: Path) -> str:
 
 def evaluate_command(folder: Path) -> str:
     """The command that makes scores and predictions of a run anew."""
-    return f"python launch/evaluate.py --config {folder}/resolved.yaml --adapter {folder}/adapter --out {folder}"
+    again = f"rm {folder}/scores.json && " if (folder / "scores.json").exists() else ""
+    return f"{again}python launch/evaluate.py --config {folder}/resolved.yaml --adapter {folder}/adapter --out {folder}"
 
 
 def _read(path: Path, parse: Callable[[str], T], mend: str, problems: list[str]) -> T | None:

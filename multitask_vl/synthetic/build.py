@@ -115,7 +115,7 @@ def build(out: Path, seed: int = 0, scale: float = 1.0, processes: int = 2) -> d
 def _check(out: Path, seed: int, scale: float, processes: int) -> None:
     problems = []
     if out.exists():
-        problems.append(f"--out {out}: exists already; remove it first (rm -r {out}) or choose another folder")
+        problems.append(f"--out {out}: exists already; choose another folder, or remove it first if it is an old world")
     if seed < 0:
         problems.append(f"--seed {seed}: give 0 or more")
     if not 0 < scale <= 100:

@@ -111,6 +111,8 @@ class NLVR2(Task[NLVR2Config]):
                 problems.add("a second item of the same identifier", f"{where} ({identifier})")
             truth[identifier] = _label(item, where, problems)
         problems.raise_any()
+        if not truth:
+            raise InputError(f"{references}: holds no examples")
         results = _results(predictions)
         check_ids(truth, results, str(predictions))
         found: NLVR2Scores = nlvr2_scores(results, truth)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn import Parameter
 
@@ -57,14 +58,16 @@ def save(
             shutil.rmtree(target)
         writing.rename(target)
         sync(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # the latter is no OSError, even for a full disk
         shutil.rmtree(writing, ignore_errors=True)
+        why = getattr(error, "strerror", None) or error
         raise InputError(
-            f"cannot write checkpoint {target}: {error.strerror or error}. The last good one is untouched; make room "
-            f"and start the same command with training.resume=auto"
+            f"cannot write checkpoint {target}: {why}. The last good one is untouched; make room and start the same "
+            f"command with training.resume=auto"
         ) from error
     for old in steps(folder)[:-keep]:
-        shutil.rmtree(old)
+        if old != target:  # it is not the newest where an older checkpoint was gone back to
+            shutil.rmtree(old)
     return target
 
 
@@ -77,10 +80,12 @@ def damage(checkpoint: Path) -> str | None:
     """Why a checkpoint cannot be used, or None if it is whole."""
     try:
         state = json.loads((checkpoint / "state.json").read_text())
+        if not isinstance(state["step"], int) or not isinstance(state["sha256"], dict):
+            return "state.json does not say which step and files it is about"
         for name, expected in state["sha256"].items():
             if _sha256(checkpoint / name) != expected:
                 return f"{name} does not match its checksum"
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         return f"state.json or a file it names is missing or malformed ({type(error).__name__}: {error})"
     return None
 

@@ -21,7 +21,7 @@ from multitask_vl.methods.io import save_adapter
 from multitask_vl.tasks.files import write_json
 from multitask_vl.training import checkpoint
 from multitask_vl.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
-from multitask_vl.training.resume import claim_run_folder
+from multitask_vl.training.resume import claim_run_folder, where_to_start
 from multitask_vl.training.setup import TRAIN, Run, make_accelerator, prepare
 from multitask_vl.training.tracking import Metrics, Progress, start_trackers
 
@@ -35,7 +35,7 @@ def train(loaded: Loaded) -> dict[str, dict]:
     config = loaded.config
     settings = config.training
     accelerator = make_accelerator(config)
-    start_from = claim_run_folder(loaded, accelerator)
+    start_from = where_to_start(config)
     wanted = list(dict.fromkeys([TRAIN, *config.evaluation.during, *config.evaluation.final]))
     run = prepare(config, accelerator, wanted)
     model, schedule = run.model, run.schedule()
@@ -47,6 +47,7 @@ def train(loaded: Loaded) -> dict[str, dict]:
     if settings.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
+    claim_run_folder(loaded, accelerator)
 
     metrics = Metrics(config.run_dir / "metrics.jsonl", after_step=done) if accelerator.is_main_process else None
     progress = Progress(total, done, active=accelerator.is_main_process)

@@ -20,11 +20,12 @@ def score_adapter(config: Config, adapter: Path, out: Path, splits: list[str]) -
     """
     if (out / "scores.json").exists():
         raise InputError(f"--out: {out} already holds scores; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is told before hours of predicting
     accelerator = make_accelerator(config)
     run = prepare(config, accelerator, splits)
     empty = [split for split, collators in run.splits(splits).items() if not collators]
     if empty:
-        raise InputError(f"--splits: no task has a split {', '.join(map(repr, empty))}")
+        raise InputError(f"--split: no task has a split {', '.join(map(repr, empty))}")
     load_adapter(run.model, adapter)
     results = evaluate(run.model, run.splits(splits), out, config.evaluation, accelerator, accelerator.print)
     if accelerator.is_main_process:

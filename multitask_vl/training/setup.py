@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import ProjectConfiguration
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import LoggerType, ProjectConfiguration
 
 from multitask_vl.config.schema import Config
 from multitask_vl.data.collate import Collator, image_keys, missing_features, shuffled_images, too_long
@@ -58,7 +59,21 @@ class Run:
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """The accelerator of a run: device and processes from the launcher, trackers from the configuration."""
+    """The accelerator of a run: device and processes from the launcher, trackers from the configuration.
+
+    Raises:
+        InputError: a tracker that accelerate does not know, or whose library is not installed.
+    """
+    known, installed = ({str(t) for t in trackers} for trackers in (LoggerType, get_available_trackers()))
+    problems = [
+        f"tracking.trackers: {name!r} "
+        + ("is not installed here" if name in known else "is not known")
+        + f"; choose among {', '.join(sorted(installed)) or 'none'}"
+        for name in config.tracking.trackers
+        if name not in installed
+    ]
+    if problems:
+        raise InputError(problems)
     return Accelerator(
         # without this flag two CPU processes would look for a GPU backend
         cpu=not torch.accelerator.is_available(),
@@ -99,6 +114,11 @@ def prepare(config: Config, accelerator: Accelerator, splits: list[str]) -> Run:
             except InputError as error:
                 problems += error.problems
                 continue
+            images = max(len(keys) for chunk in tables[name, split].iter(4096) for keys in chunk["images"])
+            if images > config.visual.max_images:
+                problems.append(
+                    f"tasks.{name}: an example of split '{split}' has {images} images; set visual.max_images={images}"
+                )
             problems += missing_features(task, tables[name, split], store, split)
             long, cut = too_long(task, tables[name, split], tokenizer, split, with_targets=split == TRAIN)
             problems += long

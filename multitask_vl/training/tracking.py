@@ -27,7 +27,7 @@ class Metrics:
     def __init__(self, path: Path, after_step: int):
         self.path = path
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _stays(line, after_step)]
+            kept = [line for line in path.read_text(errors="replace").splitlines() if _stays(line, after_step)]
             write_whole(path, "".join(f"{line}\n" for line in kept))
 
     def add(self, **row) -> None:
