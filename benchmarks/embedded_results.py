@@ -18,7 +18,7 @@ EXISTENCE = "existence"
 _EXISTENCE = re.compile(
     "|".join(re.escape(wording).replace(r"\{x\}", "[a-z ]+") for wording in QUESTIONS["exist"].seen)
 )
-_EDGE = 0.1
+_EDGE = 0.2
 """Share of the logged steps that counts as the start, and as the end, of training."""
 
 
@@ -28,7 +28,7 @@ class Result:
 
     Attributes:
         scores: split -> task or `EXISTENCE` -> score.
-        losses: task -> mean training loss over the first and over the last tenth of the steps.
+        losses: task -> mean training loss over the first and over the last fifth of the steps.
         worst: the largest training loss logged in the second half of the steps, of whichever task.
         cpu_s: processor time, all of the command; None where it is not known.
         steps: how many steps it took.
@@ -100,7 +100,7 @@ def existence(folder: Path, split: str) -> float:
 
 
 def first_and_last(rows: Sequence[dict], steps: int) -> dict[str, tuple[float, float]]:
-    """Task -> mean logged loss of the first and of the last tenth of the steps; a task missing from one is left out."""
+    """Task -> mean logged loss of the first and of the last fifth of the steps; a task missing from one is left out."""
     losses = {}
     for task in dict.fromkeys(row["task"] for row in rows):
         first = [row["loss"] for row in rows if row["task"] == task and row["step"] <= _EDGE * steps]

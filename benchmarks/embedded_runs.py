@@ -4,23 +4,26 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 SEEDS = (42, 43, 44)
 STEPS = 600
 """Of the main comparison: those of configs/quickstart.yaml."""
-CURVE_LENGTHS = (75, 150, 300, 1200)
+CURVE_LENGTHS = (150, 75, 1200)
 """Steps of the curve over steps; the main comparison's first run is one more point."""
-CURVE_STEPS = 300
-"""Of the runs that vary data or rank: half the quickstart's, to afford them all."""
+CURVE_STEPS = 150
+"""Of the runs that vary data or rank: a quarter of the quickstart's, to afford them all."""
 CURVE_SHARES = (64, 16, 4)
-"""One part in so many of the training split. 300 steps see 4,800 examples of each task, less than half of what there
-is: a curve over the last halves would be flat."""
+"""One part in so many of the training split. 150 steps see 2,400 examples of each task, a fifth of what there is
+for VQA and GQA: a curve over the last halves would be flat."""
 CURVE_RANKS = (4, 64, 16, 8)
 RANK = 32
 """The quickstart's."""
-ROUTED_STEPS = 200
+ROUTED_STEPS = 100
 """Shorter than the quickstart: these runs ask for stability, not for the last point."""
+LONGER_STEPS = 200
+"""Of the few routed runs that were given more."""
 LORA = "method={name: lora, rank: 32, alpha: 32, dropout: 0.0, targets: [query, value], biases: all}"
 SHARINGS = {
     "single adapter": ("method.sharing=single",),
@@ -42,7 +45,7 @@ class StudyRun:
 
     Attributes:
         name: of its folder, unique.
-        group: which table it belongs to: main, routed, steps, data or rank.
+        group: which table it belongs to: main, routed, longer, steps, data or rank.
         row: which row of the table; runs of the same row differ by the seed alone.
         config: its YAML.
         overrides: what else is said on the command line.
@@ -65,8 +68,8 @@ class StudyRun:
         return [*script, *places, *ALWAYS, *subset, *self.overrides]
 
     def command(self, world: Path | str = "data/world", out: Path | str = "runs/embedded_world") -> str:
-        """The same as a line for a shell."""
-        return shlex.join(["python", *self.words(world, out)])
+        """The same as a line for a shell in the project's folder."""
+        return shlex.join(["python", *self.words(world, out)]).replace(f"={Path.cwd()}/", '="$PWD"/')
 
 
 def all_runs(shorter: int = 1) -> list[StudyRun]:
@@ -110,19 +113,30 @@ def _main(steps: int) -> list[StudyRun]:
 
 
 def _routed(steps: int) -> list[StudyRun]:
-    shared = (f"training.steps={steps}", "evaluation.final=[report]")
-    return [
-        StudyRun(
-            name=f"{function}-{sharing.replace(' ', '_')}-{seed}",
-            group="routed",
+    def run(group: str, function: str, seed: int, sharing: str, length: int, split: str) -> StudyRun:
+        name = f"{function}-{sharing.replace(' ', '_')}-{seed}"
+        overrides = (f"training.steps={length}", f"evaluation.final=[{split}]", *SHARINGS[sharing])
+        return StudyRun(
+            name=name if group == "routed" else f"{group}_{name}",
+            group=group,
             row=f"{function}, {sharing}",
             config="configs/quickstart.yaml",
             seed=seed,
-            overrides=(*shared, *overrides, f"routing.function={function}"),
+            overrides=(*overrides, f"routing.function={function}"),
         )
-        for function in ("mm1", "mm2", "none")
-        for seed in (SEEDS if function != "none" else SEEDS[:1])
-        for sharing, overrides in SHARINGS.items()
+
+    return [
+        *(
+            run("longer", "mm1", SEEDS[0], sharing, steps * LONGER_STEPS // ROUTED_STEPS, "report")
+            for sharing in SHARINGS
+        ),
+        *(
+            # scores of the first seed, losses of every seed
+            run("routed", function, seed, sharing, steps, "tune" if seed == SEEDS[0] else "")
+            for seed in SEEDS
+            for function in ("mm1", "mm2", *(("none",) if seed == SEEDS[0] else ()))
+            for sharing in SHARINGS
+        ),
     ]
 
 
@@ -134,8 +148,7 @@ def _curves(shorter: int) -> list[StudyRun]:
         final = "evaluation.final=[report]"
         return StudyRun(name, group, str(row), "configs/quickstart.yaml", seed, (*overrides, final), share)
 
-    return [
-        *(run("steps", steps // shorter, f"training.steps={steps // shorter}") for steps in CURVE_LENGTHS),
-        *(run("data", f"1/{share}", length, share=share) for share in CURVE_SHARES),
-        *(run("rank", rank, length, f"method.rank={rank}") for rank in CURVE_RANKS),
-    ]
+    steps = [run("steps", steps // shorter, f"training.steps={steps // shorter}") for steps in CURVE_LENGTHS]
+    data = [run("data", f"1/{share}", length, share=share) for share in CURVE_SHARES]
+    ranks = [run("rank", rank, length, f"method.rank={rank}") for rank in CURVE_RANKS]
+    return [one for turn in zip_longest(steps, ranks, data) for one in turn if one]  # a point of each in turn

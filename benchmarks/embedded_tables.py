@@ -19,6 +19,7 @@ WANTED = {"vqa": 12, "gqa": 12, "nlvr2": 10, "coco_caption": 30}
 WANTED_EXISTENCE = 75
 SHOWN = {"vqa": "VQA", EXISTENCE: "of it existence", "gqa": "GQA", "nlvr2": "NLVR2", "coco_caption": "CIDEr"}
 PART = {"report": "Report split", "heldout": "Held-out combinations of colour and shape"}
+ROUTED = {"routed": "tune", "longer": "report"}
 CURVES = {"steps": "Steps", "data": "Share of the training split", "rank": "Rank"}
 
 
@@ -50,7 +51,7 @@ def tables_of(results: Results, section: str) -> list[str]:
     tables = {
         "main": lambda: [*(main_table(results, split) for split in PART), verdict_table(results)],
         "curves": lambda: [curve_table(results, group, title) for group, title in CURVES.items()],
-        "routed": lambda: [routed_table(results)],
+        "routed": lambda: [routed_table(results, *which) for which in ROUTED.items()],
     }
     return [render(table, "markdown") for table in tables[section]() if table.rows]
 
@@ -91,31 +92,40 @@ def verdict_table(results: Results) -> Table:
     return Table("What was asked for", columns, tuple(rows))
 
 
-def routed_table(results: Results) -> Table:
+def routed_table(results: Results, group: str, split: str) -> Table:
     """Loss at the start and the end, and scores, of mm1 and mm2 beside no routing, by kind of sharing."""
     rows, steps = [], set()
     for sharing in SHARINGS:
         for function in ("none", "mm1", "mm2"):
-            found = results.get(f"routed: {function}, {sharing}")
+            found = results.get(f"{group}: {function}, {sharing}")
             if not found:
                 continue
             steps |= {one.steps for one in found}
+            scored = [one for one in found if one.run.seed == SEEDS[0]]
             firsts, lasts = zip(*(_mean_losses(one) for one in found), strict=True)
             went_well = sum(converged(one) for one in found)
-            losses = f"{min(firsts):.2f} to {max(firsts):.2f}", f"{min(lasts):.2f} to {max(lasts):.2f}"
+            losses = _range(firsts), _range(lasts)
             worst = f"{max(one.worst for one in found):.2f}"
             rows.append(
-                (f"{sharing}, {function}", f"{went_well} of {len(found)}", *losses, worst, *_scores(found, "report"))
+                (
+                    f"{sharing}, {function}",
+                    f"{went_well} of {len(found)}",
+                    *losses,
+                    worst,
+                    *(_scores(scored, split) or [None] * len(SHOWN)),
+                )
             )
     names = ("fell", "loss at first", "at last", "highest in the second half")
     columns = (Column("run", "text"), *(Column(name, "text") for name in names), *_columns())
+    length = f"{', '.join(map(str, sorted(steps)))} steps"
     notes = (
-        f"Steps: {', '.join(map(str, sorted(steps)))}, otherwise the quickstart's settings (peak rate 2e-3, warm-up "
-        "over a tenth, gradients clipped at norm 1); LoRA of rank 32 on query and value, alpha 32. Losses are means of "
-        "the tasks' over the first and the last tenth of the steps, least and greatest over seeds. "
-        '"Fell": runs that ended with a finite loss below the first on every task.',
+        f"{length}, scores on the {split} split; otherwise the quickstart's settings (peak rate 2e-3, warm-up over a "
+        "tenth, gradients clipped at norm 1). LoRA has rank 32 on query and value, alpha 32. Losses are means over the "
+        "tasks, of the first and the last fifth of the steps; least and greatest over seeds. Scores are those of seed "
+        f"{SEEDS[0]}.",
+        '"Fell": runs that ended with a finite loss, and on every task with a lower one than at first.',
     )
-    return Table("mm1 and mm2", columns, tuple(rows), notes=notes if rows else ())
+    return Table(f"mm1 and mm2, {length}", columns, tuple(rows), notes=notes if rows else ())
 
 
 def converged(result: Result) -> bool:
@@ -164,3 +174,8 @@ def _scores(found: Sequence[Result], split: str) -> tuple[Spread | None, ...]:
 def _mean_losses(result: Result) -> tuple[float, float]:
     losses = list(result.losses.values()) or [(math.nan, math.nan)]
     return tuple(statistics.mean(pair[at] for pair in losses) for at in (0, 1))
+
+
+def _range(values: Sequence[float]) -> str:
+    least, greatest = f"{min(values):.2f}", f"{max(values):.2f}"
+    return least if least == greatest else f"{least} to {greatest}"
