@@ -121,16 +121,15 @@ def spread(results: Sequence[Result], split: str, what: str) -> Spread | None:
 def curve_points(results: Results, group: str) -> list[tuple[str, Sequence[Result]]]:
     """(value, results) along a curve, from little to much; empty where the curve's own runs have not finished.
 
-    The main comparison's first run is a point of the curve over steps; a point of that one, with all of the data and
-    the quickstart's rank, is a point of the others.
+    The main comparison's first run is a point of the curve over steps; whichever of these has
+    as many steps as the runs of another curve is a point of that one: all of the data, the quickstart's rank.
     """
     points = {key.removeprefix(f"{group}: "): found for key, found in results.items() if key.startswith(f"{group}: ")}
-    if group == "steps":
-        shared = [one for one in results.get("main: quickstart", ()) if one.run.seed == SEEDS[0]]
-    else:
+    shared = [one for one in results.get("main: quickstart", ()) if one.run.seed == SEEDS[0]]
+    if group != "steps":
         lengths = {one.steps for found in points.values() for one in found}
-        shared = [one for key, found in results.items() if key.startswith("steps: ") for one in found]
-        shared = [one for one in shared if one.steps in lengths]
+        shared += [one for key, found in results.items() if key.startswith("steps: ") for one in found]
+        shared = [one for one in shared if one.steps in lengths][:1]
     if points and shared:
         points[{"steps": str(shared[0].steps), "data": "1", "rank": str(RANK)}[group]] = shared
     return sorted(points.items(), key=lambda point: amount(point[0]))
