@@ -13,7 +13,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True, help="the run's resolved.yaml, or any YAML that fits")
     parser.add_argument("--adapter", type=Path, required=True, help="folder with adapter_model.safetensors")
     parser.add_argument("--out", type=Path, required=True, help="where predictions, scores and submissions go")
-    parser.add_argument("--split", action="append", help="a split to score; may be repeated (default: evaluation.final)")
+    parser.add_argument("--split", action="append", help="a split to score, repeatable (default: evaluation.final)")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
     loaded = load(args.config, args.overrides)
