@@ -11,10 +11,9 @@ from multitask_vl.config import load, load_config
 from multitask_vl.config.resolved import flatten
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+RUNS = ("controls", "experiments", "parameters", "recipes")
 WHOLE = sorted(
-    path
-    for path in CONFIGS.rglob("*.yaml")
-    if path.parent == CONFIGS or path.relative_to(CONFIGS).parts[0] in ("experiments", "parameters", "recipes")
+    path for path in CONFIGS.rglob("*.yaml") if path.parent == CONFIGS or path.relative_to(CONFIGS).parts[0] in RUNS
 )
 LAUNCHERS = sorted((CONFIGS / "accelerate").glob("*.yaml"))
 FRAGMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - set(WHOLE) - set(LAUNCHERS))

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import re
 import runpy
 import subprocess
@@ -25,8 +26,10 @@ def block(tag: str) -> str:
 
 def made(target: str) -> list[str]:
     """The commands that make would run for a target on a machine that is set up."""
-    words = ["make", "-n", "-o", ".venv/.ready", target, "WORLD=absent"]
-    said = subprocess.run(words, cwd=tiny_run.ROOT, capture_output=True, text=True, check=True).stdout
+    words = ["make", "-n", "--no-print-directory", "-o", ".venv/.ready", target, "WORLD=absent"]
+    # the tests themselves may run under make, whose flags would be handed on
+    env = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MFLAGS", "MAKELEVEL")}
+    said = subprocess.run(words, cwd=tiny_run.ROOT, env=env, capture_output=True, text=True, check=True).stdout
     return [line.replace(".venv/bin/", "").strip() for line in said.splitlines()]
 
 
