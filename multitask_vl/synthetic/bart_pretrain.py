@@ -210,7 +210,12 @@ class Run:
         """A BART with the running mean of the weights."""
         config = self.reader.bart.config
         bart = type(self.reader.bart)(config).eval()
-        bart.load_state_dict(self.mean, strict=False)  # buffers and tied names are not in the mean
+        parameters = dict(bart.named_parameters())  # tied names once, as in the mean
+        if parameters.keys() != self.mean.keys():
+            raise ValueError(f"the mean is of other weights: {sorted(parameters.keys() ^ self.mean.keys())[:3]}")
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                parameter.copy_(self.mean[name])
         return bart
 
     def save(self, path: Path, step: int) -> None:

@@ -101,7 +101,7 @@ def train(loaded: Loaded) -> dict[str, dict]:
         if evaluate_every and done % evaluate_every == 0 and done < total:
             scores = _evaluate_during(run, accelerator, progress)
             for split, result in scores.items():
-                values = {name: entry["value"] for name, entry in result["tasks"].items()}
+                values = _headlines(result)
                 metrics.add(step=done, split=split, scores=values)
                 accelerator.log({f"{split}/{name}": value for name, value in values.items()}, step=done)
         if done == total or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
@@ -189,13 +189,18 @@ def _evaluate_during(run: Run, accelerator: Accelerator, progress: Progress) -> 
     return evaluate(run.model, splits, folder, config, accelerator, progress.say)
 
 
+def _headlines(result: dict) -> dict[str, float]:
+    """Task -> headline score, of one split's results."""
+    return {name: entry["value"] for name, entry in result["tasks"].items()}
+
+
 def _finish(run: Run, accelerator: Accelerator, metrics: Metrics | None, total: int, progress: Progress) -> dict:
     config = run.config
     splits = run.splits(list(dict.fromkeys([*config.evaluation.during, *config.evaluation.final])))
     results = evaluate(run.model, splits, config.run_dir, config.evaluation, accelerator, progress.say)
     if accelerator.is_main_process:
         for split, result in results.items():
-            values = {name: entry["value"] for name, entry in result["tasks"].items()}
+            values = _headlines(result)
             metrics.add(step=total, split=split, scores=values, final=True)
         trainable, everything = run.model.parameter_counts()
         counts = {"trainable": trainable, "total": everything}
