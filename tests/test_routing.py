@@ -103,7 +103,7 @@ class Spy:
         def noting(stack, x, down):
             stacks = ("decoder",) if context.config.source == "encoder_pooled" else ("encoder", "decoder")
             if context._route() is not None and stack in stacks:
-                self.seen.append((stack, x.detach(), context._x_r[stack].detach()))
+                self.seen.append((stack, x.detach(), context.x_r(stack)[0].detach()))
             return through(stack, x, down)
 
         context.through = noting

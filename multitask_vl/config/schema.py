@@ -113,6 +113,8 @@ class DecodingConfig(Section):
     """No n-gram of this size twice (3 is bart-base's own setting); 0 switches it off."""
     length_penalty: float = 1.0
     """Exponent of the length in beam scores."""
+    early_stopping: bool = True
+    """Beams end as soon as `num_beams` of them are finished (bart-base's own setting)."""
     choices: Annotated[tuple[str, ...], Field(validate_default=True)] = ()
     """Candidate answers, for kind `choice`; the first wins a tie."""
 
@@ -168,8 +170,9 @@ class RoutingConfig(Section):
     """One routing function for all tasks, or task -> function. A task left out of the mapping is an error."""
     source: Literal["encoder_pooled", "visual_pooled"] = "encoder_pooled"
     """What x_R is: the encoder's output (decoder sites), or the projected grid cells (encoder and decoder sites)."""
-    pool: Literal["all", "visual", "text"] = "all"
-    """Positions of the encoder output that are averaged, for `encoder_pooled`."""
+    pool: Literal["all", "visual", "text", "none"] = "all"
+    """Positions that are averaged, for `encoder_pooled`. `none`: every valid position is a routing row (mm1 and
+    cross-attention alone are defined for several)."""
     control: Literal["none", "noise", "ones"] = "none"
     """Replace x_R by fresh standard-normal noise or by ones (routing paper, Table B2)."""
 

@@ -6,8 +6,8 @@ its Table 1 and room for routing functions between the down-projection and the n
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Literal
+from collections.abc import Callable, Iterable
+from typing import Annotated, Literal, TypeVar
 
 import torch
 from pydantic import AfterValidator
@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 
 from multitask_vl.config.schema import MethodConfig, Positive
 from multitask_vl.methods.base import Method
-from multitask_vl.methods.sites import Layout, PerTask, Site, Wrapped
+from multitask_vl.methods.sites import PerTask, Site, Wrapped
 from multitask_vl.registry import METHODS
 from multitask_vl.routing.context import Context
 
@@ -36,8 +36,8 @@ class AdapterConfig(MethodConfig):
     """Non-linearity in the bottleneck, by its transformers name."""
     sharing: Literal["single", "per_task", "shared_up", "shared_down"] = "single"
     """One adapter for all tasks, one for each, or one for each with a common up- or down-projection."""
-    train_layer_norms: Literal["all", "none"] = "all"
-    """Whether the backbone's layer norms are trained as well."""
+    train_layer_norms: Literal["all", "encoder", "none"] = "all"
+    """Which of the backbone's layer norms are trained as well (published: all of BART's, none of T5's)."""
     pre_norm: bool = False
     """A layer norm before the down-projection, common to all tasks."""
     post_norm: bool = False
@@ -45,6 +45,10 @@ class AdapterConfig(MethodConfig):
     init: Literal["bert", "zero_up"] = "bert"
     """As the family initialises new maps (BART: normal with spread 0.02, zero biases; published), or with a zero
     up-projection, so that training starts at the backbone itself."""
+
+
+A = TypeVar("A", bound=AdapterConfig)
+Maker = Callable[[int, int, bool], Callable[[], nn.Module]]
 
 
 class AdapterSite(Wrapped):
@@ -55,25 +59,21 @@ class AdapterSite(Wrapped):
         site: its description.
         config: the method's settings.
         context: task and x_R.
-        layout: makes new linear maps.
+        make: gives, for widths d_in and d_out and whether it shall start at zero, what makes one task's linear map.
     """
 
-    def __init__(self, base: nn.Module, site: Site, config: AdapterConfig, context: Context, layout: Layout):
+    def __init__(self, base: nn.Module, site: Site, config: AdapterConfig, context: Context, make: Maker):
         super().__init__(base)
         self.stack = site.stack
         self.context = context
-        width, rank, sharing = site.d_out, config.rank, config.sharing
+        width, sharing = site.d_out, config.sharing
         own_down = context.tasks if sharing in ("per_task", "shared_up") else None
         own_up = context.tasks if sharing in ("per_task", "shared_down") else None
         self.pre_norm = nn.LayerNorm(width) if config.pre_norm else nn.Identity()
-        self.down = PerTask(lambda: layout.linear(width, rank), own_down)
+        self.down = PerTask(make(width, config.rank, False), own_down)
         self.activation = ACT2FN[config.activation]
-        self.up = PerTask(lambda: layout.linear(rank, width), own_up)
+        self.up = PerTask(make(config.rank, width, config.init == "zero_up"), own_up)
         self.post_norm = nn.LayerNorm(width) if config.post_norm else nn.Identity()
-        if config.init == "zero_up":
-            for up in self.up.values():
-                nn.init.zeros_(up.weight)
-                nn.init.zeros_(up.bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[B, T, d_in] -> [B, T, d]. x_R takes the same way into the bottleneck as the hidden states."""
@@ -84,19 +84,32 @@ class AdapterSite(Wrapped):
 
 
 @METHODS.register("adapter")
-class Adapter(Method[AdapterConfig]):
+class Adapter(Method[A]):
     """An adapter after the output projection of every attention and after every feed-forward block."""
 
     Config = AdapterConfig
     routable = True
     identity = {"init": "zero_up"}
+    group = "after a sublayer"
 
     def wrap(self, site: Site, module: nn.Module) -> nn.Module:
         """An `AdapterSite` at every sublayer's last map."""
         if site.role not in ("output", "ffn_out"):
             return module
-        return AdapterSite(module, site, self.config, self.context, self.layout)
+        return AdapterSite(module, site, self.config, self.context, self.maker)
+
+    def maker(self, d_in: int, d_out: int, zero: bool) -> Callable[[], nn.Module]:
+        """What makes the linear maps of one half of one adapter, a call a task. Other methods make other maps."""
+
+        def make() -> nn.Module:
+            linear = self.layout.linear(d_in, d_out)
+            if zero:
+                nn.init.zeros_(linear.weight)
+                nn.init.zeros_(linear.bias)
+            return linear
+
+        return make
 
     def trains(self) -> Iterable[nn.Parameter]:
         """The backbone's layer norms, if so configured."""
-        return self.layout.norm_parameters() if self.config.train_layer_norms == "all" else ()
+        return self.layout.norm_parameters(self.config.train_layer_norms)

@@ -10,5 +10,7 @@ from multitask_vl.registry import METHODS
 class Frozen(Method):
     """The language model stays as it is."""
 
+    alone = True
+
     def cannot_merge(self) -> None:
         """It can: nothing was added, so nothing is left to fold."""

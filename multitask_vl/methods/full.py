@@ -14,6 +14,8 @@ from multitask_vl.registry import METHODS
 class Full(Method):
     """Every parameter of the language model (and, as always, the visual embedding)."""
 
+    alone = True
+
     def trains(self) -> Iterable[nn.Parameter]:
         """All of the language model."""
         return self.layout.lm.parameters()

@@ -42,13 +42,25 @@ class Layout:
         sites: linear maps that may be wrapped.
         norms: normalisation layers (role ``norm``).
         init_std: spread of the normal distribution that the family gives new linear maps, or None for torch's default.
+        pre_norm: whether a sublayer begins with its norm (T5); otherwise it ends with it (BART).
+        bias_tables: names of parameters that are biases without being called so (T5's relative position tables).
     """
 
-    def __init__(self, lm: nn.Module, sites: Sequence[Site], norms: Sequence[Site], init_std: float | None):
+    def __init__(
+        self,
+        lm: nn.Module,
+        sites: Sequence[Site],
+        norms: Sequence[Site],
+        init_std: float | None,
+        pre_norm: bool = False,
+        bias_tables: Sequence[str] = (),
+    ):
         self.lm = lm
         self.sites = tuple(sites)
         self.norms = tuple(norms)
         self.init_std = init_std
+        self.pre_norm = pre_norm
+        self.bias_tables = tuple(bias_tables)
 
     def module(self, site: Site) -> nn.Module:
         """What stands at a site now: the backbone's own module or the outermost wrapping."""
@@ -59,17 +71,35 @@ class Layout:
         parent, _, leaf = site.name.rpartition(".")
         setattr(self.lm.get_submodule(parent), leaf, module)
 
-    def norm_parameters(self) -> Iterator[nn.Parameter]:
-        """Weights and biases of every norm."""
+    @property
+    def width(self) -> int:
+        """Width of the residual stream, d."""
+        return self.norms[0].d_in
+
+    def depth(self, stack: str) -> int:
+        """Number of layers of ``stack``."""
+        return 1 + max(site.layer for site in self.sites if site.stack == stack)
+
+    def tap(self, site: Site) -> Tap:
+        """A tap on the residual stream as it enters the sublayer that ``site`` belongs to, un-normalised."""
+        role = "norm" if self.pre_norm else {"ffn": "ffn_in"}.get(site.sublayer, "query")
+        place = (site.stack, site.layer, site.sublayer, role)
+        found = [one for one in (*self.sites, *self.norms) if (one.stack, one.layer, one.sublayer, one.role) == place]
+        return Tap(self.module(found[0]))
+
+    def norm_parameters(self, which: str) -> Iterator[nn.Parameter]:
+        """Weights and biases of the norms of ``all`` stacks, of the ``encoder`` alone, or of ``none``."""
         for norm in self.norms:
-            yield from self.module(norm).parameters()
+            if which == "all" or norm.stack == which:
+                yield from self.module(norm).parameters()
 
     def biases(self) -> Iterator[nn.Parameter]:
-        """The bias of every module of the language model that has one, norms included."""
+        """The bias of every module of the language model that has one, norms included, and the bias tables."""
         for module in self.lm.modules():
             bias = module._parameters.get("bias")
             if bias is not None:
                 yield bias
+        yield from (self.lm.get_parameter(name) for name in self.bias_tables)
 
     def linear(self, d_in: int, d_out: int, bias: bool = True) -> nn.Linear:
         """A new linear map, initialised as the published code of the family initialises those it adds."""
@@ -79,6 +109,28 @@ class Layout:
             if bias:
                 nn.init.zeros_(linear.bias)
         return linear
+
+
+class Tap:
+    """Remembers what entered a module until another module of the same sublayer takes it.
+
+    Args:
+        module: whose first argument is remembered. Hooks on modules inside a layer run again when it is recomputed.
+    """
+
+    def __init__(self, module: nn.Module):
+        self._seen: torch.Tensor | None = None
+        module.register_forward_pre_hook(self._note)
+
+    def _note(self, module: nn.Module, args: tuple) -> None:
+        self._seen = args[0]
+
+    def take(self) -> torch.Tensor:
+        """What entered last; each may be taken once, so that nothing old is ever used and nothing is kept alive."""
+        if self._seen is None:
+            raise RuntimeError("the sublayer's input was not seen: its parts were called in another order")
+        seen, self._seen = self._seen, None
+        return seen
 
 
 class Wrapped(nn.Module):

@@ -112,12 +112,18 @@ class Backbone(ABC):
 
     @abstractmethod
     def encode(
-        self, lm: PreTrainedModel, input_ids: torch.Tensor, visual: torch.Tensor, mask: torch.Tensor
+        self,
+        lm: PreTrainedModel,
+        input_ids: torch.Tensor,
+        visual: torch.Tensor,
+        mask: torch.Tensor,
+        prompt: torch.Tensor,
     ) -> torch.Tensor:
-        """The joint encoder: states [B, L + N, d] of text [B, L] followed by visual tokens [B, N, d].
+        """The joint encoder: states [B, P + L + N, d] of prompts, text [B, L] and visual tokens [B, N, d].
 
         Args:
-            mask: 1 where a position of text or vision is valid [B, L + N].
+            mask: 1 where a position is valid [B, P + L + N].
+            prompt: embeddings [P, d] put before every row's text, without positions; P is 0 without a prompt.
         """
 
     @abstractmethod
@@ -133,6 +139,10 @@ class Backbone(ABC):
     @abstractmethod
     def choice_start(self, lm: PreTrainedModel) -> Sequence[int]:
         """Decoder input whose last position predicts an answer's first token."""
+
+    def beam_settings(self, lm: PreTrainedModel) -> dict[str, Any]:
+        """What the library's beam search needs besides, to search as the published code does."""
+        return {}
 
 
 def _from_hub(key: str, name: str, load):

@@ -59,11 +59,18 @@ class Bart(Backbone):
         return lm.config.max_position_embeddings
 
     def encode(
-        self, lm: BartForConditionalGeneration, input_ids: torch.Tensor, visual: torch.Tensor, mask: torch.Tensor
+        self,
+        lm: BartForConditionalGeneration,
+        input_ids: torch.Tensor,
+        visual: torch.Tensor,
+        mask: torch.Tensor,
+        prompt: torch.Tensor,
     ) -> torch.Tensor:
-        """Text embeddings pass positions and the embedding norm; visual tokens join behind them, before dropout."""
+        """Words have positions; prompts and words the embedding norm; visual tokens join behind, before dropout."""
         encoder = lm.model.encoder
-        text = encoder.layernorm_embedding(encoder.embed_tokens(input_ids) + encoder.embed_positions(input_ids))
+        text = encoder.embed_tokens(input_ids) + encoder.embed_positions(input_ids)
+        text = torch.cat([prompt.to(text.dtype).expand(len(text), -1, -1), text], 1)
+        text = encoder.layernorm_embedding(text)
         hidden = torch.cat([text, visual.to(text.dtype)], 1)
         hidden = F.dropout(hidden, encoder.dropout, encoder.training)
         # a bool, a float, a block mask or None, by attention kernel: passed on, never looked at
@@ -94,6 +101,10 @@ class Bart(Backbone):
     def choice_start(self, lm: BartForConditionalGeneration) -> Sequence[int]:
         """``</s> <s>``: BART's targets open with ``<s>``."""
         return lm.config.decoder_start_token_id, lm.config.bos_token_id
+
+    def beam_settings(self, lm: BartForConditionalGeneration) -> dict[str, Any]:
+        """An end is forced where the length runs out (bart-base's own setting)."""
+        return {"forced_eos_token_id": lm.config.eos_token_id}
 
 
 def _sites(config: BartConfig) -> Iterator[Site]:

@@ -11,6 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from multitask_vl.config.schema import BackboneConfig, Config
 from multitask_vl.errors import InputError
+from multitask_vl.methods.base import refuse_combination
 from multitask_vl.models.backbone import Backbone
 from multitask_vl.models.seq2seq import VLSeq2Seq
 from multitask_vl.models.visual import VisualEmbedding
@@ -56,6 +57,8 @@ def build_model(
     family: Backbone = BACKBONES.get(config.backbone.family)()
     if not config.method:
         raise InputError('method: none given; say "frozen" to train the visual embedding alone')
+    names = [one.name for one in config.method]
+    refuse_combination([METHODS.get(name) for name in names], names)
     on_meta = torch.device(device).type == "meta"
     with torch.random.fork_rng(devices=[]), torch.device("meta" if on_meta else "cpu"):
         torch.manual_seed(config.seed)

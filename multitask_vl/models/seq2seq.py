@@ -18,7 +18,7 @@ from multitask_vl.errors import InputError
 from multitask_vl.methods.base import Method
 from multitask_vl.models.backbone import Backbone
 from multitask_vl.models.visual import VisualEmbedding
-from multitask_vl.routing.context import PADDING, TEXT, VISUAL, Context
+from multitask_vl.routing.context import PADDING, PROMPT, TEXT, VISUAL, Context
 
 IGNORED = -100
 
@@ -28,8 +28,8 @@ class Encoded:
     """What the decoder is given.
 
     Attributes:
-        states: encoder output [B, S, d], text then cells; with an x_R known early, that is one more, last row.
-        kinds: what each position is [B, S]: 0 padding (and the x_R row), 1 text, 2 cell.
+        states: encoder output [B, S, d]: prompts, text, cells; with an x_R known early, its rows are the last.
+        kinds: what each position is [B, S]: 0 padding (and x_R), 1 text, 2 cell, 3 prompt.
     """
 
     states: torch.Tensor
@@ -63,6 +63,7 @@ class VLSeq2Seq(nn.Module):
         self.visual = visual
         self.context = context
         self.methods = list(methods)
+        self.beside = nn.ModuleDict({one.config.name: one.module for one in methods if one.module is not None})
         self.description = description
         family.decoder(lm).register_forward_pre_hook(context.door, with_kwargs=True)
 
@@ -89,15 +90,22 @@ class VLSeq2Seq(nn.Module):
         self._fits("a text", batch.input_ids.shape[1], batch.task, "max_input_tokens")
         with self.context.of(batch.task):
             tokens, projected = self.visual(batch.features, self.lm.get_input_embeddings().weight)
-            cells = batch.attention_mask.new_full(tokens.shape[:2], VISUAL)
-            kinds = torch.cat([(batch.attention_mask != 0) * TEXT, cells], 1)
+            prompts = [prompt for method in self.methods if (prompt := method.prompt(batch.task)) is not None]
+            prompt = torch.cat(prompts) if prompts else tokens.new_zeros(0, tokens.shape[-1])
+            kinds = torch.cat(
+                [
+                    batch.attention_mask.new_full((len(tokens), len(prompt)), PROMPT),
+                    (batch.attention_mask != 0) * TEXT,
+                    batch.attention_mask.new_full(tokens.shape[:2], VISUAL),
+                ],
+                1,
+            )
             x_r = self.context.early(projected, batch.ids, tokens.shape[-1], self.training)
-            if x_r is not None:
-                self.context.put("encoder", x_r)
-            states = self.family.encode(self.lm, batch.input_ids, tokens, (kinds != PADDING).long())
+            self.context.positions(kinds)
+            states = self.family.encode(self.lm, batch.input_ids, tokens, (kinds != PADDING).long(), prompt)
             if x_r is not None:
                 states = torch.cat([states, x_r.to(states.dtype)], 1)
-                kinds = torch.cat([kinds, kinds.new_full((len(kinds), 1), PADDING)], 1)
+                kinds = torch.cat([kinds, kinds.new_full(x_r.shape[:2], PADDING)], 1)
             return Encoded(states, kinds)
 
     def decode(self, encoded: Encoded, decoder_input_ids: torch.Tensor) -> torch.Tensor:
@@ -157,8 +165,13 @@ class VLSeq2Seq(nn.Module):
             return GenerationConfig(num_beams=1, **common)
         if decoding.kind != "beam":
             raise InputError(f'decoding.kind "{decoding.kind}" does not generate; it is for choose()')
-        beams = {"num_beams": decoding.num_beams, "length_penalty": decoding.length_penalty, "early_stopping": True}
-        return GenerationConfig(forced_eos_token_id=config.eos_token_id, **beams, **common)
+        return GenerationConfig(
+            num_beams=decoding.num_beams,
+            length_penalty=decoding.length_penalty,
+            early_stopping=decoding.early_stopping,
+            **self.family.beam_settings(self.lm),
+            **common,
+        )
 
     # ---- parameters
 

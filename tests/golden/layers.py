@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from multitask_vl.config.schema import RoutingConfig
-from multitask_vl.methods.adapter import AdapterConfig, AdapterSite
+from multitask_vl.methods.adapter import Adapter, AdapterConfig, AdapterSite
 from multitask_vl.methods.lora import LoraConfig, LoraSite
 from multitask_vl.methods.sites import EVERY_TASK, Layout, Site
 from multitask_vl.routing.context import Context
@@ -62,7 +62,8 @@ def _adapter(tensors: dict[str, torch.Tensor], context: Context) -> AdapterSite:
     rank, width = tensors["W_down"].shape
     site = Site("layer", "decoder", 0, "ffn", "ffn_out", width, width)
     config = AdapterConfig(name="adapter", rank=rank)
-    return AdapterSite(nn.Identity(), site, config, context, Layout(nn.Module(), (), (), None))
+    method = Adapter(config, context, Layout(nn.Module(), (), (), None))
+    return AdapterSite(nn.Identity(), site, config, context, method.maker)
 
 
 def _lora(tensors: dict[str, torch.Tensor], about: dict, context: Context) -> LoraSite:
