@@ -74,7 +74,7 @@ class Context:
 
     @contextmanager
     def of(self, task: str) -> Iterator[None]:
-        """Run the body for ``task``, as part of a running call for it or as one of its own, of which nothing is left."""
+        """Run the body for ``task``: as part of a call for it that is running, or as one of which nothing is left."""
         if task not in self.tasks:
             raise InputError(f"task {task!r} is not one of this model's ({', '.join(self.tasks)})")
         before = self._call
