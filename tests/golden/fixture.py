@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +17,10 @@ ATOL, RTOL = 5e-5, 1e-4
 ROUNDING = 1e-6
 """Allowed of the largest entry beside it: entries that nearly cancel carry the rounding of those that do not, which
 counts for the routed layers alone, whose gradients reach 1e5 at larger sizes."""
+
+
+NORM = re.compile(r"(layers\.\d+\.\w*layer_norm|layernorm_embedding|layer\.\d+\.layer_norm|final_layer_norm)\.weight$")
+BIAS = re.compile(r"(fc1\.bias|relative_attention_bias\.weight)$")
 
 
 class NotUnderstood(Exception):
@@ -48,6 +53,19 @@ class Fixture:
     def aliases(self) -> dict[str, str]:
         """Further names of a stored tensor -> the name under which it is stored."""
         return self.meta.get("aliases", {})
+
+    @property
+    def trained_norms(self) -> str:
+        """Which of the backbone's norms the source trains: ``all``, ``encoder`` or ``none``."""
+        norms = [name for name in self.meta["trainable"] if NORM.search(name) and "visual_embedding" not in name]
+        if any("decoder." in name for name in norms):
+            return "all"
+        return "encoder" if norms else "none"
+
+    @property
+    def trained_biases(self) -> bool:
+        """Whether the source trains the biases of the backbone's own maps."""
+        return any(BIAS.search(name) for name in self.meta["trainable"])
 
     def argument(self, name: str, default: Any = None) -> Any:
         """An argument of the source's run, by its name there."""

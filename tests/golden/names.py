@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Iterator
+import importlib
+import pkgutil
+from collections.abc import Iterator
+from types import ModuleType
 
 import torch
 from torch import nn
 
 from multitask_vl.config.schema import MethodConfig
-from multitask_vl.methods.adapter import AdapterConfig
-from multitask_vl.methods.lora import LoraConfig
-from multitask_vl.methods.sites import EVERY_TASK
 from multitask_vl.models.seq2seq import VLSeq2Seq
+from tests.golden import sources
 from tests.golden.fixture import Fixture, NotUnderstood
 
 VISUAL = {
@@ -22,65 +22,26 @@ VISUAL = {
     "absolute_vis_pos_embedding.1": "box_norm",
     "img_order_embedding": "image_order",
 }
-ADAPTED = {
-    ("encoder", "attn"): "self_attn.out_proj",
-    ("encoder", "ff"): "fc2",
-    ("decoder", "self_attn"): "self_attn.out_proj",
-    ("decoder", "enc_attn"): "encoder_attn.out_proj",
-    ("decoder", "ff"): "fc2",
-}
-ADAPTER = re.compile(
-    r"model\.(?P<stack>encoder|decoder)\.layers\.(?P<layer>\d+)\.(?P<place>\w+)_adapter\."
-    r"(?:adapters\.(?P<task>\w+)\.(?P<half>down|up)_sampler|(?P<norm>pre|post)_(?:layer_)?norm)"
-    r"\.(?P<kind>weight|bias)"
-)
-LORA = re.compile(r"(?P<site>model\..*_proj)\.lora_(?P<half>A|B)s\.(?P<task>\w+)")
+SOURCES: list[ModuleType] = [
+    importlib.import_module(f"{sources.__name__}.{one.name}") for one in pkgutil.iter_modules(sources.__path__)
+]
 
 
 def tasks_of(fixture: Fixture) -> list[str]:
     """Tasks of the source's run, in its order."""
     named = fixture.argument("tasks", "")
     tasks = [task for task in named.split(",") if task]
-    found = [task for name in (*fixture.weights, *fixture.aliases) for task in _task(name)]
+    found = [task for name in (*fixture.weights, *fixture.aliases) for task in _tasks(name)]
     ran = [*fixture.meta.get("task_of_step", []), *(name.split("/")[0] for name in fixture.under("output"))]
     return list(dict.fromkeys([*tasks, *found, *(task for task in ran if task.isidentifier())]))
 
 
 def methods_of(fixture: Fixture) -> list[MethodConfig]:
-    """The method that has these tensors and trains these names."""
-    stored, trained = fixture.weights, fixture.meta["trainable"]
-    every = (*stored, *fixture.aliases)
-    downs = [name for name in stored if name.endswith("down_sampler.weight")]
-    loras = [name for name in stored if ".lora_As." in name]
-    norms = any(name.endswith("_attn_layer_norm.weight") for name in trained)
-    biases = any(name.endswith("fc1.bias") for name in trained)
-    methods: list[MethodConfig] = []
-    if downs:
-        own_down, own_up = _own(downs), _own(name for name in stored if name.endswith("up_sampler.weight"))
-        sharing = {(False, False): "single", (True, True): "per_task", (True, False): "shared_up"}
-        methods.append(
-            AdapterConfig(
-                name="adapter",
-                rank=stored[downs[0]].shape[0],
-                sharing=sharing.get((own_down, own_up), "shared_down"),
-                train_layer_norms="all" if norms else "none",
-                pre_norm=any(re.search(r"_adapter\.pre_(layer_)?norm", name) for name in every),
-                post_norm=any(re.search(r"_adapter\.post_(layer_)?norm", name) for name in every),
-            )
-        )
-    if loras:
-        methods.append(
-            LoraConfig(
-                name="lora",
-                rank=stored[loras[0]].shape[0],
-                alpha=float(fixture.argument("lora_alpha", _flag(fixture, "lora_alpha", 32))),
-                sharing="per_task" if _own(loras) else "single",
-                biases="all" if biases else "none",
-            )
-        )
+    """The methods that have these tensors and train these names."""
+    methods = [found for source in SOURCES if hasattr(source, "found") and (found := source.found(fixture))]
     if not methods:
-        whole = "model.shared.weight" in trained
-        methods.append(MethodConfig(name="full" if whole else "bitfit" if biases else "frozen"))
+        whole = any(name.endswith("shared.weight") for name in fixture.meta["trainable"])
+        methods.append(MethodConfig(name="full" if whole else "bitfit" if fixture.trained_biases else "frozen"))
     return methods
 
 
@@ -114,42 +75,23 @@ def load_weights(model: VLSeq2Seq, fixture: Fixture) -> None:
 
 
 def _candidates(name: str) -> Iterator[str]:
-    prefix, visual = "model.encoder.visual_embedding.", name.removeprefix("model.encoder.visual_embedding.")
-    if name.startswith(prefix):
-        part, _, kind = visual.rpartition(".")
+    prefix, visual = "encoder.visual_embedding.", name.removeprefix("model.")
+    if visual.startswith(prefix):
+        part, _, kind = visual.removeprefix(prefix).rpartition(".")
         if part in VISUAL:
             yield f"visual.{VISUAL[part]}.{kind}"
-    elif match := ADAPTER.fullmatch(name):
-        leaf = ADAPTED.get((match["stack"], match["place"]))
-        site = f"lm.model.{match['stack']}.layers.{match['layer']}.{leaf}"
-        if match["norm"]:
-            yield f"{site}.{match['norm']}_norm.{match['kind']}"
-        else:
-            for task in (match["task"], EVERY_TASK):
-                yield f"{site}.{match['half']}.{task}.{match['kind']}"
-    elif match := LORA.fullmatch(name):
-        for task in (match["task"], EVERY_TASK):
-            yield f"lm.{match['site']}.{match['half']}.{task}.weight"
-    else:
-        parent, _, kind = name.rpartition(".")
-        # two methods on one site wrap twice
-        yield from (f"lm.{parent}.{depth}{kind}" for depth in ("", "base.", "base.base."))
+        return
+    for source in SOURCES:
+        if hasattr(source, "names"):
+            yield from source.names(name)
+    parent, _, kind = name.rpartition(".")
+    # two methods on one site wrap twice
+    yield from (f"lm.{parent}.{depth}{kind}" for depth in ("", "base.", "base.base."))
 
 
 def _first_name(model: VLSeq2Seq, parameter: nn.Parameter) -> str:
     return next(name for name, other in model.named_parameters() if other is parameter)
 
 
-def _task(name: str) -> list[str]:
-    match = ADAPTER.fullmatch(name) or LORA.fullmatch(name)
-    return [match["task"]] if match and match["task"] else []
-
-
-def _own(names: Iterable[str]) -> bool:
-    """Whether tasks have their own: more than one stored tensor at the same place."""
-    return len({task for name in names for task in _task(name)}) > 1
-
-
-def _flag(fixture: Fixture, name: str, default: float) -> float:
-    found = re.search(rf"--{name}[ =]([\d.]+)", fixture.meta.get("flags", ""))
-    return float(found[1]) if found else default
+def _tasks(name: str) -> list[str]:
+    return [task for source in SOURCES if hasattr(source, "task") and (task := source.task(name))]
