@@ -12,18 +12,20 @@ STEPS = 600
 """Of the main comparison: those of configs/quickstart.yaml."""
 CURVE_LENGTHS = (150, 75, 1200)
 """Steps of the curve over steps; the main comparison's first run is one more point."""
-CURVE_STEPS = 150
-"""Of the runs that vary data or rank: a quarter of the quickstart's, to afford them all."""
+CURVE_STEPS = STEPS
+"""Of the runs that vary data or rank: what matters is what is left at the end."""
 CURVE_SHARES = (64, 16, 4)
-"""One part in so many of the training split. 150 steps see 2,400 examples of each task, a fifth of what there is
-for VQA and GQA: a curve over the last halves would be flat."""
+"""One part in so many of the training split."""
 CURVE_RANKS = (4, 64, 16, 8)
 RANK = 32
 """The quickstart's."""
-ROUTED_STEPS = 100
+FULL_RATES = ("2e-4", "1e-3")
+"""Peak rates at which every weight is trained, besides that of configs/controls/full.yaml."""
+ROUTED_STEPS = 300
 """Shorter than the quickstart: these runs ask for stability, not for the last point."""
-LONGER_STEPS = 200
-"""Of the few routed runs that were given more."""
+HIGH_RATES = ("5e-3", "1e-2")
+"""Above the quickstart's 2e-3: where do mm1 and mm2 end?"""
+HIGH_STEPS = 100
 LORA = "method={name: lora, rank: 32, alpha: 32, dropout: 0.0, targets: [query, value], biases: all}"
 SHARINGS = {
     "single adapter": ("method.sharing=single",),
@@ -45,7 +47,7 @@ class StudyRun:
 
     Attributes:
         name: of its folder, unique.
-        group: which table it belongs to: main, routed, longer, steps, data or rank.
+        group: which table it belongs to: main, routed, rates, steps, data or rank.
         row: which row of the table; runs of the same row differ by the seed alone.
         config: its YAML.
         overrides: what else is said on the command line.
@@ -78,8 +80,7 @@ def all_runs(shorter: int = 1) -> list[StudyRun]:
     Args:
         shorter: divides every run's number of steps, for trying the study itself.
     """
-    runs = [*_main(STEPS // shorter), *_routed(ROUTED_STEPS // shorter), *_curves(shorter)]
-    return sorted(runs, key=lambda run: run.row in ("random_clip", "random_bart", str(1200 // shorter)))
+    return [*_main(STEPS // shorter), *_routed(shorter), *_curves(shorter), *_rates(shorter)]
 
 
 def subset_overrides(folder: Path) -> tuple[str, ...]:
@@ -104,39 +105,54 @@ def _main(steps: int) -> list[StudyRun]:
         "random_clip": ("configs/controls/random_clip.yaml", SEEDS[:1]),
         "random_bart": ("configs/controls/random_bart.yaml", SEEDS[:1]),
     }
-    length = (f"training.steps={steps}",)
-    return [
-        StudyRun(f"{row}-{seed}", "main", row, config, seed, length)
+    length = f"training.steps={steps}"
+    runs = [
+        StudyRun(f"{row}-{seed}", "main", row, config, seed, (length,))
         for row, (config, seeds) in rows.items()
         for seed in seeds
     ]
+    config, seed = "configs/controls/full.yaml", SEEDS[0]
+    runs += [
+        StudyRun(f"full_{rate}-{seed}", "main", f"full, rate {rate}", config, seed, (length, f"training.lr={rate}"))
+        for rate in FULL_RATES
+    ]
+    return runs
 
 
-def _routed(steps: int) -> list[StudyRun]:
-    def run(group: str, function: str, seed: int, sharing: str, length: int, split: str) -> StudyRun:
-        name = f"{function}-{sharing.replace(' ', '_')}-{seed}"
-        overrides = (f"training.steps={length}", f"evaluation.final=[{split}]", *SHARINGS[sharing])
-        return StudyRun(
-            name=name if group == "routed" else f"{group}_{name}",
-            group=group,
-            row=f"{function}, {sharing}",
-            config="configs/quickstart.yaml",
-            seed=seed,
-            overrides=(*overrides, f"routing.function={function}"),
-        )
+def _routed(shorter: int) -> list[StudyRun]:
+    runs = []
+    for seed in SEEDS:
+        first = seed == SEEDS[0]  # scores of the first seed, losses of every seed
+        for function in ("mm1", "mm2", *(("none",) if first else ())):
+            for sharing, overrides in SHARINGS.items():
+                length = f"training.steps={ROUTED_STEPS // shorter}"
+                final = f"evaluation.final=[{'tune' if first else ''}]"
+                runs.append(
+                    StudyRun(
+                        name=f"{function}-{sharing.replace(' ', '_')}-{seed}",
+                        group="routed",
+                        row=f"{sharing}, {function}",
+                        config="configs/quickstart.yaml",
+                        seed=seed,
+                        overrides=(length, final, *overrides, f"routing.function={function}"),
+                    )
+                )
+    return runs
 
+
+def _rates(shorter: int) -> list[StudyRun]:
+    length = (f"training.steps={HIGH_STEPS // shorter}", "evaluation.final=[tune]")
     return [
-        *(
-            run("longer", "mm1", SEEDS[0], sharing, steps * LONGER_STEPS // ROUTED_STEPS, "report")
-            for sharing in SHARINGS
-        ),
-        *(
-            # scores of the first seed, losses of every seed
-            run("routed", function, seed, sharing, steps, "tune" if seed == SEEDS[0] else "")
-            for seed in SEEDS
-            for function in ("mm1", "mm2", *(("none",) if seed == SEEDS[0] else ()))
-            for sharing in SHARINGS
-        ),
+        StudyRun(
+            name=f"{function}_{rate}-{SEEDS[0]}",
+            group="rates",
+            row=f"adapter per task, {function}, rate {rate}",
+            config="configs/quickstart.yaml",
+            seed=SEEDS[0],
+            overrides=(*length, f"routing.function={function}", f"training.lr={rate}"),
+        )
+        for function in ("none", "mm1", "mm2")
+        for rate in HIGH_RATES
     ]
 
 

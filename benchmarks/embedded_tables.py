@@ -9,7 +9,7 @@ from pathlib import Path
 
 from benchmarks.embedded_charts import write_charts
 from benchmarks.embedded_results import EXISTENCE, TASKS, Result, Results, curve_points, finished, spread, stopped
-from benchmarks.embedded_runs import SEEDS, SHARINGS, StudyRun
+from benchmarks.embedded_runs import SEEDS, StudyRun
 from multitask_vl.errors import InputError
 from multitask_vl.reports.formats import Column, Spread, Table, render
 
@@ -19,7 +19,7 @@ WANTED = {"vqa": 12, "gqa": 12, "nlvr2": 10, "coco_caption": 30}
 WANTED_EXISTENCE = 75
 SHOWN = {"vqa": "VQA", EXISTENCE: "of it existence", "gqa": "GQA", "nlvr2": "NLVR2", "coco_caption": "CIDEr"}
 PART = {"report": "Report split", "heldout": "Held-out combinations of colour and shape"}
-ROUTED = {"routed": "tune", "longer": "report"}
+ROUTED = {"routed": "mm1 and mm2", "rates": "Higher rates"}
 CURVES = {"steps": "Steps", "data": "Share of the training split", "rank": "Rank"}
 
 
@@ -92,40 +92,29 @@ def verdict_table(results: Results) -> Table:
     return Table("What was asked for", columns, tuple(rows))
 
 
-def routed_table(results: Results, group: str, split: str) -> Table:
-    """Loss at the start and the end, and scores, of mm1 and mm2 beside no routing, by kind of sharing."""
+def routed_table(results: Results, group: str, title: str) -> Table:
+    """Loss at the start and the end, and scores on the tune split, of mm1 and mm2 beside no routing."""
     rows, steps = [], set()
-    for sharing in SHARINGS:
-        for function in ("none", "mm1", "mm2"):
-            found = results.get(f"{group}: {function}, {sharing}")
-            if not found:
-                continue
-            steps |= {one.steps for one in found}
-            scored = [one for one in found if one.run.seed == SEEDS[0]]
-            firsts, lasts = zip(*(_mean_losses(one) for one in found), strict=True)
-            went_well = sum(converged(one) for one in found)
-            losses = _range(firsts), _range(lasts)
-            worst = f"{max(one.worst for one in found):.2f}"
-            rows.append(
-                (
-                    f"{sharing}, {function}",
-                    f"{went_well} of {len(found)}",
-                    *losses,
-                    worst,
-                    *(_scores(scored, split) or [None] * len(SHOWN)),
-                )
-            )
+    for name in sorted(key for key in results if key.startswith(f"{group}: ")):
+        found = results[name]
+        steps |= {one.steps for one in found}
+        scored = [one for one in found if one.run.seed == SEEDS[0]]
+        firsts, lasts = zip(*(_mean_losses(one) for one in found), strict=True)
+        went_well = f"{sum(converged(one) for one in found)} of {len(found)}"
+        worst = f"{max(one.worst for one in found):.2f}"
+        scores = _scores(scored, "tune") or [None] * len(SHOWN)
+        rows.append((name.removeprefix(f"{group}: "), went_well, _range(firsts), _range(lasts), worst, *scores))
     names = ("fell", "loss at first", "at last", "highest in the second half")
     columns = (Column("run", "text"), *(Column(name, "text") for name in names), *_columns())
     length = f"{', '.join(map(str, sorted(steps)))} steps"
     notes = (
-        f"{length}, scores on the {split} split; otherwise the quickstart's settings (peak rate 2e-3, warm-up over a "
-        "tenth, gradients clipped at norm 1). LoRA has rank 32 on query and value, alpha 32. Losses are means over the "
-        "tasks, of the first and the last fifth of the steps; least and greatest over seeds. Scores are those of seed "
-        f"{SEEDS[0]}.",
+        f"{length}, scores on the tune split; otherwise the quickstart's settings (peak rate 2e-3 unless said, warm-up "
+        "over a tenth, gradients clipped at norm 1). LoRA has rank 32 on query and value, alpha 32. Losses are means "
+        "over the tasks, of the first and the last fifth of the steps; least and greatest over seeds. Scores are those "
+        f"of seed {SEEDS[0]}.",
         '"Fell": runs that ended with a finite loss, and on every task with a lower one than at first.',
     )
-    return Table(f"mm1 and mm2, {length}", columns, tuple(rows), notes=notes if rows else ())
+    return Table(f"{title}, {length}", columns, tuple(rows), notes=notes if rows else ())
 
 
 def converged(result: Result) -> bool:

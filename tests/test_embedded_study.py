@@ -73,8 +73,8 @@ def test_the_runs_are_those_that_were_asked_for():
     count = Counter((run.group, run.row) for run in runs)
     assert (count["main", "quickstart"], count["main", "blind"]) == (3, 3)
     for function in ("mm1", "mm2"):
-        routed = [run for run in runs if run.group == "routed" and run.row.startswith(f"{function}, ")]
-        assert Counter(run.row.split(", ")[1] for run in routed) == {
+        routed = [run for run in runs if run.group == "routed" and run.row.endswith(f", {function}")]
+        assert Counter(run.row.split(", ")[0] for run in routed) == {
             "single adapter": 3,
             "adapter per task": 3,
             "LoRA": 3,
@@ -90,7 +90,7 @@ def test_every_run_s_command_is_a_configuration(tmp_path):
         assert (ROOT / script).is_file()
         config = load_config(ROOT / path, overrides)
         assert (config.seed, config.run_dir) == (run.seed, tmp_path / "runs" / run.name)
-        lengths = {"main": 24, "routed": 4, "longer": 8, "data": 6, "rank": 6}
+        lengths = {"main": 24, "routed": 12, "rates": 4, "data": 24, "rank": 24}
         assert config.training.steps == (int(run.row) if run.group == "steps" else lengths[run.group])
         if run.group == "rank":
             assert config.method[0].rank == int(run.row)
@@ -240,11 +240,11 @@ def test_curves_share_points(out):
 
 
 def test_a_loss_that_rises_or_is_no_number_did_not_converge(tmp_path):
-    runs = [run for run in all_runs() if (run.group, run.row) == ("routed", "mm1, LoRA")]
+    runs = [run for run in all_runs() if (run.group, run.row) == ("routed", "LoRA, mm1")]
     for run, losses in zip(runs, [(4.0, 1.0), (1.0, 4.0), (4.0, float("nan"))], strict=True):
         write_run(tmp_path, run, 70, losses, splits=("tune",))
     results = finished(runs, tmp_path)
-    assert [converged(one) for one in results["routed: mm1, LoRA"]] == [True, False, False]
+    assert [converged(one) for one in results["routed: LoRA, mm1"]] == [True, False, False]
     (table,) = tables_of(results, "routed")
     assert "| LoRA, mm1 | 1 of 3 |" in table
     rows = [{"task": "vqa", "step": n, "loss": float(n)} for n in (1, 5, 10)]
