@@ -25,16 +25,33 @@ SIZES = {
     "vocab_size": 60,
     "max_position_embeddings": 40,
 }
+FAMILIES = {
+    "bart": SIZES,
+    # heads wider together than the model, and fewer buckets than words, so that nothing fits by accident
+    "t5": {
+        "d_model": 16,
+        "d_kv": 12,
+        "d_ff": 32,
+        "num_layers": 2,
+        "num_heads": 2,
+        "vocab_size": 60,
+        "relative_attention_num_buckets": 8,
+        "relative_attention_max_distance": 12,
+    },
+}
+"""Sizes of each family."""
 
 
-def tiny_config(method: str = "frozen", routing: dict[str, Any] | None = None, **settings: Any) -> Config:
+def tiny_config(
+    method: str = "frozen", routing: dict[str, Any] | None = None, family: str = "bart", **settings: Any
+) -> Config:
     """A configuration of two tasks; ``settings`` are the method's. Ranks are small where a method has one."""
     section = METHODS.get(method).Config
     if "rank" in section.model_fields:
         settings = {"rank": 16} | settings
     return Config(
         seed=7,
-        backbone=BackboneConfig(config=SIZES, extra_tokens=80, dropout=0.1),
+        backbone=BackboneConfig(family=family, config=FAMILIES[family], extra_tokens=80, dropout=0.1),
         visual=VisualConfig(feature_dim=8, pool=(6, 6)),
         tasks={task: TaskConfig() for task in TASKS},
         method=[section(name=method, **settings)],
@@ -42,9 +59,11 @@ def tiny_config(method: str = "frozen", routing: dict[str, Any] | None = None, *
     )
 
 
-def tiny_model(method: str = "frozen", routing: dict[str, Any] | None = None, **settings: Any) -> VLSeq2Seq:
+def tiny_model(
+    method: str = "frozen", routing: dict[str, Any] | None = None, family: str = "bart", **settings: Any
+) -> VLSeq2Seq:
     """A model of `tiny_config`, in eval mode."""
-    return build_model(tiny_config(method, routing, **settings)).eval()
+    return build_model(tiny_config(method, routing, family, **settings)).eval()
 
 
 def shaken(model: VLSeq2Seq, spread: float = 0.3) -> VLSeq2Seq:

@@ -20,8 +20,9 @@ class Site:
         name: dotted name inside the language model.
         stack: ``encoder`` or ``decoder``.
         layer: index inside the stack; -1 for what stands before the first or after the last layer.
-        sublayer: ``self_attn``, ``cross_attn``, ``ffn`` or, for norms outside the layers, ``embedding``.
-        role: ``query``, ``key``, ``value``, ``output`` (of an attention), ``ffn_in``, ``ffn_out`` or ``norm``.
+        sublayer: ``self_attn``, ``cross_attn``, ``ffn`` or, for norms outside the layers, ``embedding`` or ``final``.
+        role: ``query``, ``key``, ``value``, ``output`` (of an attention), ``ffn_in``, ``ffn_gate`` (what a gated
+            feed-forward block multiplies with), ``ffn_out`` or ``norm``.
         d_in, d_out: widths of what enters and leaves it.
     """
 

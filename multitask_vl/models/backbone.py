@@ -94,6 +94,10 @@ class Backbone(ABC):
     def _tokenizer(self, path: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path)
 
+    def start_token(self, sizes: PreTrainedConfig) -> int:
+        """What decoding starts with in a model that does not say so itself."""
+        return sizes.eos_token_id
+
     # ---- structure
 
     @abstractmethod

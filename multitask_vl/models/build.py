@@ -111,6 +111,9 @@ def _language_model(
         _agree(sizes, tokenizer, may_change=random_weights, said=config.config)
         if random_weights and "vocab_size" not in config.config:
             sizes.vocab_size = max(1, rows - config.extra_tokens)
+    said = not random_weights or "decoder_start_token_id" in config.config
+    if not said or getattr(sizes, "decoder_start_token_id", None) is None:
+        sizes.decoder_start_token_id = family.start_token(sizes)
     lm = family.random(sizes) if on_meta else family.load(config, sizes)
     if lm.get_input_embeddings().num_embeddings != rows:
         # new rows are normal with the family's spread, as published; the library's default is a fitted normal
@@ -123,15 +126,14 @@ def _agree(sizes, tokenizer: PreTrainedTokenizerBase, may_change: bool, said: di
     """Special ids of model and tokenizer must be the same; a model with random weights takes the tokenizer's."""
     problems = []
     for key in ("pad_token_id", "bos_token_id", "eos_token_id"):
-        own, other = getattr(sizes, key), getattr(tokenizer, key)
+        # a family may have no such token (T5 has no bos)
+        own, other = getattr(sizes, key, None), getattr(tokenizer, key)
         if other is None or own == other:
             continue
         if may_change and key not in said:
             setattr(sizes, key, other)
         else:
             problems.append(f"backbone: {key} is {own} in the model but {other} in the tokenizer; they must agree")
-    if may_change and "decoder_start_token_id" not in said:
-        sizes.decoder_start_token_id = sizes.eos_token_id
     if may_change and said.get("vocab_size", 0) > len(tokenizer):
         problems.append(
             f"backbone.config.vocab_size: {said['vocab_size']}, but the tokenizer has {len(tokenizer)} tokens in all"

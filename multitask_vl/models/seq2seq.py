@@ -157,7 +157,7 @@ class VLSeq2Seq(nn.Module):
             "no_repeat_ngram_size": decoding.no_repeat_ngram_size,
             "do_sample": False,
             "decoder_start_token_id": config.decoder_start_token_id,
-            "bos_token_id": config.bos_token_id,
+            "bos_token_id": getattr(config, "bos_token_id", None),
             "eos_token_id": config.eos_token_id,
             "pad_token_id": config.pad_token_id,
         }

@@ -37,7 +37,8 @@ class VisualEmbedding(nn.Module):
         self.box_norm = norm(width)
         if config.order_embedding:
             self.image_order = nn.Embedding(config.max_images, width)
-            nn.init.normal_(self.image_order.weight, std=0.02)
+            if init_std is not None:
+                nn.init.normal_(self.image_order.weight, std=0.02)
         if init_std is not None:
             for linear in (self.project, self.box):
                 nn.init.normal_(linear.weight, std=init_std)
