@@ -38,6 +38,8 @@ class Method(ABC, Generic[C]):
     """Methods of the same group take the same place in a layer: at most one of them can be installed."""
     alone: ClassVar[bool] = False
     """Whether no other method can be installed beside it."""
+    variants: ClassVar[tuple[dict[str, Any], ...]] = ()
+    """Settings that make it another method in kind: the tests of all methods try each of them as well."""
 
     def __init__(self, config: C, context: Context, layout: Layout):
         self.config = config

@@ -19,7 +19,7 @@ from multitask_vl.models.visual import VisualEmbedding
 from multitask_vl.registry import TASKS
 from multitask_vl.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 from tests.golden.fixture import Fixture, NotUnderstood, Report, read
-from tests.golden.names import load_weights, methods_of, ours, tasks_of
+from tests.golden.names import load_weights, methods_of, ours, part, tasks_of
 
 OUR_TASK = {"vqa": "vqa", "gqa": "gqa", "nlvr": "nlvr2", "caption": "coco_caption"}
 """The source's task names -> ours, whose losses are used."""
@@ -95,7 +95,7 @@ def run_training(fixture: Fixture) -> Report:
     if "lr_used" in outputs:
         report.close("learning rates", torch.tensor(rates), outputs["lr_used"])
     for name, value in fixture.under("final").items():
-        report.close(f"final/{name}", parameters[ours(model, name)], value, FINAL_ATOL)
+        report.close(f"final/{name}", part(model, name, parameters[ours(model, name)], value), value, FINAL_ATOL)
     return report
 
 
@@ -216,13 +216,18 @@ def _compare_gradients(report: Report, model: VLSeq2Seq, batch: Batch, fixture: 
     model.zero_grad(set_to_none=True)
     reduced("vqa", model(batch), batch.labels != -100, batch.weights).backward()
     parameters = dict(model.named_parameters())
+
+    def gradient_of(name: str) -> torch.Tensor | None:
+        whole = parameters[ours(model, name)].grad
+        return None if whole is None else part(model, name, whole, fixture.weights[name])
+
     for name, value in gradients.items():
-        gradient = parameters[ours(model, name)].grad
+        gradient = gradient_of(name)
         report.close(f"grad/{task}/{name}", torch.zeros_like(value) if gradient is None else gradient, value)
     if norms is None:
         return
     for name, value in zip(fixture.meta["trainable"], norms, strict=True):
-        gradient = parameters[ours(model, name)].grad
+        gradient = gradient_of(name)
         report.same(f"a gradient reaches {name} ({task})", gradient is not None, bool(value != -1))
         if gradient is not None:
             report.close(f"grad_norm/{task}/{name}", gradient.norm(), value)

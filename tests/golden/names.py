@@ -46,35 +46,50 @@ def methods_of(fixture: Fixture) -> list[MethodConfig]:
 
 
 def ours(model: VLSeq2Seq, name: str) -> str:
-    """Our name of the tensor that the source calls ``name``; NotUnderstood if we have none."""
-    known = dict(model.named_parameters(remove_duplicate=False))
-    for candidate in _candidates(name):
-        if candidate in known:
-            return _first_name(model, known[candidate])
-    raise NotUnderstood(f"tensor {name} belongs to no method of this version")
+    """Our name of the tensor that the source calls ``name``, or of the one it is a part of; NotUnderstood if none."""
+    return _place(model, name)[0]
+
+
+def part(model: VLSeq2Seq, name: str, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """Of our tensor (or its gradient) what the source calls ``name``: all of it, or a block as long as ``like``."""
+    block = _place(model, name)[1]
+    return tensor if block is None else tensor[block * len(like) : (block + 1) * len(like)]
 
 
 def load_weights(model: VLSeq2Seq, fixture: Fixture) -> None:
     """Put the recorded weights in; every tensor on both sides must find its partner."""
     parameters = dict(model.named_parameters())
-    filled: dict[str, str] = {}
+    filled: dict[tuple[str, int | None], str] = {}
+    left = {name: parameter.numel() for name, parameter in parameters.items()}
     with torch.no_grad():
         for name, value in fixture.weights.items():
-            own = ours(model, name)
-            if own in filled:
-                raise NotUnderstood(f"{name} and {filled[own]} are two tensors there, and one here ({own})")
-            if parameters[own].shape != value.shape:
-                raise NotUnderstood(f"{name} is {list(value.shape)} there and {list(parameters[own].shape)} here")
-            parameters[own].copy_(value)
-            filled[own] = name
-    if left := [name for name in parameters if name not in filled]:
-        raise NotUnderstood(f"nothing recorded for {len(left)} of our tensors (first: {left[0]})")
+            own, block = _place(model, name)
+            if (own, block) in filled:
+                raise NotUnderstood(f"{name} and {filled[own, block]} are two tensors there, and one here ({own})")
+            target = part(model, name, parameters[own], value)
+            if target.shape != value.shape:
+                raise NotUnderstood(f"{name} is {list(value.shape)} there and {list(target.shape)} here")
+            target.copy_(value)
+            filled[own, block] = name
+            left[own] -= value.numel()
+    if missing := [name for name in parameters if left[name]]:
+        raise NotUnderstood(f"nothing recorded for {len(missing)} of our tensors (first: {missing[0]})")
     for alias, stored in fixture.aliases.items():
-        if not alias.endswith("obj_order_embedding.weight") and ours(model, alias) != ours(model, stored):
+        if not alias.endswith("obj_order_embedding.weight") and _place(model, alias) != _place(model, stored):
             raise NotUnderstood(f"{alias} and {stored} are one tensor there, and two here")
 
 
-def _candidates(name: str) -> Iterator[str]:
+def _place(model: VLSeq2Seq, name: str) -> tuple[str, int | None]:
+    """Our name of a tensor, and which block of its rows it is; None: all of it."""
+    known = dict(model.named_parameters(remove_duplicate=False))
+    for candidate in _candidates(name):
+        own, block = candidate if isinstance(candidate, tuple) else (candidate, None)
+        if own in known:
+            return _first_name(model, known[own]), block
+    raise NotUnderstood(f"tensor {name} belongs to no method of this version")
+
+
+def _candidates(name: str) -> Iterator[str | tuple[str, int]]:
     prefix, visual = "encoder.visual_embedding.", name.removeprefix("model.")
     if visual.startswith(prefix):
         part, _, kind = visual.removeprefix(prefix).rpartition(".")
