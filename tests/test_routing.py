@@ -13,7 +13,7 @@ from multitask_vl.errors import InputError
 from multitask_vl.registry import ROUTING
 from multitask_vl.routing.context import PADDING, TEXT, VISUAL, Context, pooled
 from multitask_vl.routing.controls import replacement
-from tests.tiny_models import TASKS, loss_of, shaken, tiny_batch, tiny_config, tiny_model
+from tests.tiny_models import TASKS, loss_of, padded, shaken, tiny_batch, tiny_config, tiny_model
 
 BATCH, LENGTH, RANK = 3, 5, 7
 
@@ -28,6 +28,8 @@ def by_product(name: str, t: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         "mm1": lambda: torch.bmm(torch.bmm(t, transposed), v),
         "mm2": lambda: torch.bmm(t, v.expand(-1, t.shape[2], -1)),
         "mm1_relu": lambda: torch.bmm(torch.bmm(t.clamp(min=0), transposed.clamp(min=0)), v),
+        "mm1_ones": lambda: torch.bmm(torch.bmm(t, transposed), torch.ones_like(v)),
+        "mm1_legacy_reshape": lambda: torch.bmm(torch.bmm(t, v.reshape(len(v), v.shape[2], v.shape[1])), v),
     }[name]()
 
 
@@ -37,19 +39,23 @@ def states(rows: int = 1, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     return tuple(torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes)
 
 
-@pytest.mark.parametrize("name", ["none", "mul", "add", "mm1", "mm2", "mm1_relu"])
+@pytest.mark.parametrize("name", ["none", "mul", "add", "mm1", "mm2", "mm1_relu", "mm1_ones", "mm1_legacy_reshape"])
 def test_one_row_equals_the_matrix_form(name):
     t, v = states()
     torch.testing.assert_close(ROUTING.get(name)(t, v), by_product(name, t, v), atol=1e-12, rtol=0)
 
 
-@pytest.mark.parametrize("name", ["mm1", "mm1_relu"])
+@pytest.mark.parametrize("name", ["mm1", "mm1_relu", "mm1_ones", "mm1_legacy_reshape"])
 @pytest.mark.parametrize("rows", [4, RANK, 3 * RANK])
-def test_several_rows_use_the_true_transpose(name, rows):
+def test_several_rows_are_transposed_and_only_the_legacy_form_scrambles_them(name, rows):
     t, v = states(rows)
     torch.testing.assert_close(ROUTING.get(name)(t, v), by_product(name, t, v), atol=1e-12, rtol=0)
-    scrambled = torch.bmm(torch.bmm(t, v.reshape(BATCH, RANK, rows)), v)
-    assert not torch.allclose(ROUTING.get("mm1")(t, v), scrambled)
+    assert not torch.allclose(ROUTING.get("mm1")(t, v), ROUTING.get("mm1_legacy_reshape")(t, v))
+
+
+def test_the_legacy_form_equals_mm1_for_one_row():
+    t, v = states()
+    torch.testing.assert_close(ROUTING.get("mm1_legacy_reshape")(t, v), ROUTING.get("mm1")(t, v), atol=1e-12, rtol=0)
 
 
 @pytest.mark.parametrize("name", ["mul", "add", "mm2"])
@@ -58,7 +64,7 @@ def test_several_rows_are_refused_where_undefined(name):
         ROUTING.get(name)(*states(4))
 
 
-@pytest.mark.parametrize("name", ["mul", "add", "mm1", "mm2", "mm1_relu"])
+@pytest.mark.parametrize("name", ["mul", "add", "mm1", "mm2", "mm1_relu", "mm1_ones", "mm1_legacy_reshape"])
 def test_each_token_is_routed_alone(name):
     """What cached decoding rests on: a token's value does not depend on the others'."""
     t, v = states()
@@ -217,14 +223,84 @@ def test_a_copy_of_a_model_has_its_own_context():
     assert torch.equal(other(tiny_batch()), model(tiny_batch()))
 
 
+class TestSeveralRows:
+    """``routing.pool: none``: every valid position is a routing row."""
+
+    ROUTING = {"function": "mm1", "pool": "none"}
+
+    @pytest.mark.parametrize("function", ["mm1", "mm1_relu", "mm1_ones"])
+    def test_rows_of_padding_count_for_nothing(self, function):
+        model = shaken(tiny_model("adapter", {"function": function, "pool": "none"}))
+        short, long = tiny_batch(), padded(tiny_batch(), 5)
+        spy = Spy(model)
+        torch.testing.assert_close(spy.model(long), spy.model(short), atol=2e-5, rtol=1e-5)
+        assert {x_r.shape[1] for _, _, x_r in spy.seen} == {7 + 36, 12 + 36}
+        _, valid = _x_r_of(model, long)
+        assert valid.sum(1).tolist() == [7 + 36, 4 + 36, 6 + 36]
+
+    def test_the_rows_are_the_encoders_output(self):
+        model, batch = shaken(tiny_model("adapter", self.ROUTING)), tiny_batch()
+        assert torch.equal(_x_r_of(model, batch)[0], model.encode(batch).states)
+
+    @pytest.mark.parametrize("source", ["encoder_pooled", "visual_pooled"])
+    def test_at_every_step_every_beam_has_its_rows(self, source):
+        model, batch = shaken(tiny_model("adapter", self.ROUTING | {"source": source})), tiny_batch()
+        spy = Spy(model)
+        decoding = DecodingConfig(kind="beam", num_beams=3, max_length=6)
+        together = spy.model.generate(batch, decoding)
+        decoder = [x_r for stack, _, x_r in spy.seen if stack == "decoder"]
+        assert decoder[0].shape == (9, 36 if source == "visual_pooled" else 7 + 36, 16)
+        assert torch.equal(decoder[0][0::3], decoder[0][1::3])
+        assert all(torch.equal(x_r, decoder[0]) for x_r in decoder)
+        for i, row in enumerate(together.tolist()):
+            alone = model.generate(batch.rows_slice(i, i + 1), decoding)[0].tolist()
+            assert row[: len(alone)] == alone
+
+    def test_visual_rows_are_the_projected_cells_in_both_stacks(self):
+        spy = Spy(shaken(tiny_model("adapter", self.ROUTING | {"source": "visual_pooled"})))
+        batch = tiny_batch("nlvr2", images=2)
+        spy.model(batch)
+        _, projected = spy.model.visual(batch.features, spy.model.lm.get_input_embeddings().weight)
+        assert projected.shape[1] == 2 * 36
+        assert [stack for stack, _, _ in spy.seen].count("encoder") == 2 * 2
+        for _, _, x_r in spy.seen:
+            torch.testing.assert_close(x_r, projected)
+
+    @pytest.mark.parametrize("control", ["noise", "ones"])
+    def test_a_control_has_a_row_a_cell(self, control):
+        spy = Spy(shaken(tiny_model("adapter", self.ROUTING | {"control": control})))
+        spy.model(tiny_batch())
+        assert {tuple(x_r.shape) for _, _, x_r in spy.seen} == {(3, 36, 16)}
+
+    @pytest.mark.parametrize("function", ["mul", "add", "mm2"])
+    def test_functions_of_one_row_are_refused_before_anything_runs(self, function):
+        with pytest.raises(InputError, match=f'routing.function: "{function}" is defined for one routing row'):
+            tiny_model("adapter", {"function": function, "pool": "none"})
+
+    def test_what_depends_on_padding_is_for_rows_that_are_always_as_many(self):
+        routing = {"function": "mm1_legacy_reshape", "pool": "none"}
+        with pytest.raises(InputError, match="whose rows are always as many"):
+            tiny_model("adapter", routing)
+        tiny_model("adapter", routing | {"source": "visual_pooled"})(tiny_batch())
+
+
+def _x_r_of(model, batch) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """What the decoder's bottlenecks are routed with."""
+    model, seen = copy.deepcopy(model), []
+    put = model.context.put
+    model.context.put = lambda stack, *x_r: (seen.append(x_r), put(stack, *x_r))
+    model(batch)
+    return seen[-1]
+
+
 class TestControls:
     """Noise and ones in place of x_R (routing paper, Table B2)."""
 
     def noise(self, ids=("a", "b"), training=False, seed=1):
-        return replacement("noise", ids, 4, torch.zeros(1), training, seed)
+        return replacement("noise", ids, 1, 4, torch.zeros(1), training, seed)
 
     def test_ones_are_ones(self):
-        assert torch.equal(replacement("ones", ["a", "b"], 4, torch.zeros(1), True, 0), torch.ones(2, 1, 4))
+        assert torch.equal(replacement("ones", ["a", "b"], 3, 4, torch.zeros(1), True, 0), torch.ones(2, 3, 4))
 
     def test_noise_in_training_is_fresh_and_follows_the_generator(self):
         torch.manual_seed(3)
@@ -242,7 +318,7 @@ class TestControls:
 
     def test_other_controls_do_not_exist(self):
         with pytest.raises(ValueError, match="no such control"):
-            replacement("zeros", ["a"], 4, torch.zeros(1), True, 0)
+            replacement("zeros", ["a"], 1, 4, torch.zeros(1), True, 0)
 
     @pytest.mark.parametrize("source", ["encoder_pooled", "visual_pooled"])
     def test_noise_replaces_x_r_alone(self, source):
@@ -251,7 +327,7 @@ class TestControls:
         spy = Spy(shaken(tiny_model("adapter", routing)))
         batch = tiny_batch()
         spy.model(batch)
-        expected = replacement("noise", batch.ids, 16, torch.zeros(1), False, tiny_config().seed)
+        expected = replacement("noise", batch.ids, 1, 16, torch.zeros(1), False, tiny_config().seed)
         stacks = {"decoder"} if source == "encoder_pooled" else {"encoder", "decoder"}
         assert {stack for stack, _, _ in spy.seen} == stacks
         assert all(torch.equal(x_r, expected) for _, _, x_r in spy.seen)

@@ -174,7 +174,8 @@ class RoutingConfig(Section):
     """Positions that are averaged, for `encoder_pooled`. `none`: every valid position is a routing row (mm1 and
     cross-attention alone are defined for several)."""
     control: Literal["none", "noise", "ones"] = "none"
-    """Replace x_R by fresh standard-normal noise or by ones (routing paper, Table B2)."""
+    """Replace x_R by fresh standard-normal noise or by ones (routing paper, Table B2): one row of it, or with pool
+    `none` a row for each grid cell."""
 
 
 class MixingConfig(Section):

@@ -94,7 +94,7 @@ class Context:
         self._running().x_r[stack] = (x_r, valid)
 
     def early(self, projected: torch.Tensor, ids: Sequence[str], width: int, training: bool) -> torch.Tensor | None:
-        """x_R [B, S, width] where it is known before the encoder has run, else None. S is 1 if it is pooled.
+        """x_R [B, S, width] where it is known before the encoder has run, else None. S is 1 if it is pooled, else N.
 
         Such an x_R travels as more, masked, last rows of the encoder's output, and is taken off again at the
         decoder's door; so it is repeated per beam with the rest.
@@ -108,7 +108,8 @@ class Context:
         if not self._early():
             return None
         if self.config.control != "none":
-            x_r = controls.replacement(self.config.control, ids, width, projected, training, self.seed)
+            rows = projected.shape[1] if self.config.pool == "none" else 1
+            x_r = controls.replacement(self.config.control, ids, rows, width, projected, training, self.seed)
         else:
             x_r = projected if self.config.pool == "none" else projected.mean(1, keepdim=True)
         call.early_rows = x_r.shape[1]
@@ -157,11 +158,23 @@ class Context:
         return kinds
 
     def want_x_r(self) -> None:
-        """Called by a method that uses x_R by itself (cross-attention) rather than by a routing function."""
+        """Called by a method that uses x_R by itself (cross-attention) rather than by a routing function.
+
+        Raises:
+            InputError: there is a routing function besides, or x_R is pooled.
+        """
+        problems = []
         if self.routed:
-            raise InputError(
+            problems.append(
                 "routing.function: this method's cross-attention takes the place of a routing function; set it to none"
             )
+        if self.config.pool != "none":
+            problems.append(
+                f'routing.pool: this method\'s cross-attention chooses among rows of x_R, but "{self.config.pool}" '
+                "averages them into one; set it to none"
+            )
+        if problems:
+            raise InputError(problems)
         self._wanted = True
 
     def through(self, stack: str, x: torch.Tensor, down: Down, down_r: Down | None = None) -> torch.Tensor:
@@ -184,6 +197,11 @@ class Context:
     def reaches(self, stack: str) -> bool:
         """Whether x_R is there for the bottlenecks of ``stack``: in the encoder only if it is known before it runs."""
         return stack == "decoder" or self._early()
+
+    def routes(self, stack: str, tasks: Sequence[str]) -> bool:
+        """Whether x_R is routed into bottlenecks of ``stack`` for any of ``tasks``; may be asked before any call."""
+        known = stack == "decoder" or self._known_early()
+        return known and any(self._routes[task] is not None for task in tasks)
 
     def x_r(self, stack: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """x_R [B, S, d] and which of its rows are valid [B, S] (None: all)."""
@@ -220,9 +238,11 @@ class Context:
     def _route(self) -> Route | None:
         return self._routes[self.task]
 
+    def _known_early(self) -> bool:
+        return self.config.source == "visual_pooled" or self.config.control != "none"
+
     def _early(self) -> bool:
-        known = self.config.source == "visual_pooled" or self.config.control != "none"
-        return known and self.wanted
+        return self._known_early() and self.wanted
 
 
 class _AsItWas(AbstractContextManager):
@@ -264,10 +284,23 @@ def _routes(tasks: Sequence[str], config: RoutingConfig) -> dict[str, Route | No
     problems += [f"routing.function: {ROUTING.unknown(name)}" for name in {*named.values()} if name not in known]
     if not problems and config.pool == "none":
         for name in dict.fromkeys(named.values()):
-            try:
-                ROUTING.get(name)(torch.zeros(1, 1, 1), torch.zeros(1, 2, 1))
-            except InputError as error:
-                problems += error.problems
+            problems += _unfit_for_rows(name, ROUTING.get(name), config)
     if problems:
         raise InputError(problems)
     return {task: None if named[task] == "none" else ROUTING.get(named[task]) for task in tasks}
+
+
+def _unfit_for_rows(name: str, route: Route, config: RoutingConfig) -> list[str]:
+    """Why a function cannot be given several routing rows, found by giving it some."""
+    x_t, x_v = (torch.tensor(rows, device="cpu") for rows in ([[[1.0, 2.0]]], [[[1.0, 2.0], [3.0, 5.0]]]))
+    try:
+        alone, with_padding = route(x_t, x_v), route(x_t, torch.cat([x_v, torch.zeros_like(x_v)], 1))
+    except InputError as error:
+        return error.problems
+    padded = config.source == "encoder_pooled" and config.control == "none"
+    if padded and not torch.allclose(alone, with_padding):
+        return [
+            f'routing.function: "{name}" depends on how far x_R is padded, so that an example would depend on its '
+            "batch; set routing.source to visual_pooled, whose rows are always as many"
+        ]
+    return []

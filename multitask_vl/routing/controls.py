@@ -9,9 +9,9 @@ import torch
 
 
 def replacement(
-    control: str, ids: Sequence[str], width: int, like: torch.Tensor, training: bool, seed: int
+    control: str, ids: Sequence[str], rows: int, width: int, like: torch.Tensor, training: bool, seed: int
 ) -> torch.Tensor:
-    """The x_R of a control run, [B, 1, width], on the device and in the dtype of ``like``.
+    """The x_R of a control run, [B, rows, width], on the device and in the dtype of ``like``.
 
     Args:
         control: ``noise`` (standard normal) or ``ones``.
@@ -20,13 +20,13 @@ def replacement(
             is a function of ``seed`` and the example's id: neither batching nor the number of processes matters.
     """
     if control == "ones":
-        return torch.ones(len(ids), 1, width, device=like.device, dtype=like.dtype)
+        return torch.ones(len(ids), rows, width, device=like.device, dtype=like.dtype)
     if control != "noise":
         raise ValueError(f"no such control: {control!r}")
     if training:
-        return torch.randn(len(ids), 1, width, device=like.device, dtype=like.dtype)
-    rows = [
-        torch.randn(1, width, generator=torch.Generator().manual_seed(zlib.crc32(f"{seed}/{id_}".encode())))
+        return torch.randn(len(ids), rows, width, device=like.device, dtype=like.dtype)
+    drawn = [
+        torch.randn(rows, width, generator=torch.Generator().manual_seed(zlib.crc32(f"{seed}/{id_}".encode())))
         for id_ in ids
     ]
-    return torch.stack(rows).to(like)
+    return torch.stack(drawn).to(like)

@@ -49,6 +49,23 @@ def mm1_relu(x_t: torch.Tensor, x_v: torch.Tensor) -> torch.Tensor:
     return _project(torch.relu(x_t), torch.relu(x_v), x_v)
 
 
+@ROUTING.register("mm1_ones")
+def mm1_ones(x_t: torch.Tensor, x_v: torch.Tensor) -> torch.Tensor:
+    """``x_t x_v^T 1``: `mm1` with ones for its last factor, so that each token keeps one number (code only)."""
+    return _project(x_t, x_v, torch.ones_like(x_v))
+
+
+@ROUTING.register("mm1_legacy_reshape")
+def mm1_legacy_reshape(x_t: torch.Tensor, x_v: torch.Tensor) -> torch.Tensor:
+    """`mm1` as the published code computes it: the S x r numbers are read anew as r x S, where they are to be turned.
+
+    The same as `mm1` for one row. For several it mixes rows and features, and depends on how many rows of padding there
+    are. For parity with published runs over all rows alone.
+    """
+    batch, rows, rank = x_v.shape
+    return (x_t @ x_v.reshape(batch, rank, rows)) @ x_v
+
+
 def _project(x_t: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """``x_t keys^T values`` in the cheapest order: a scalar per token for one row, never more than r x r in between."""
     rows, rank = keys.shape[1], keys.shape[2]
