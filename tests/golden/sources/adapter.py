@@ -10,14 +10,18 @@ from multitask_vl.methods.sites import EVERY_TASK
 from tests.golden.fixture import Fixture
 
 PLACES = {
-    ("encoder", "attn"): "self_attn.out_proj",
-    ("encoder", "ff"): "fc2",
-    ("decoder", "self_attn"): "self_attn.out_proj",
-    ("decoder", "enc_attn"): "encoder_attn.out_proj",
-    ("decoder", "ff"): "fc2",
+    "layers": {
+        "attn": "self_attn.out_proj",
+        "self_attn": "self_attn.out_proj",
+        "enc_attn": "encoder_attn.out_proj",
+        "ff": "fc2",
+    },
+    "block": {"attn": "SelfAttention.o", "enc_attn": "EncDecAttention.o", "ff": "DenseReluDense.wo"},
 }
+"""BART's layers and T5's blocks: what the source calls a place -> the map that stands there."""
 NAME = re.compile(
-    r"model\.(?P<stack>encoder|decoder)\.layers\.(?P<layer>\d+)\.(?P<place>\w+)_adapter\."
+    r"(?P<holder>(?:model\.)?(?:encoder|decoder)\.(?P<blocks>layers|block)\.\d+(?:\.layer\.\d+)?)\."
+    r"(?P<place>\w+)_adapter\."
     r"(?:adapters\.(?P<task>\w+)\.(?P<half>down|up)_sampler|(?P<norm>pre|post)_(?:layer_)?norm)"
     r"\.(?P<kind>weight|bias)"
 )
@@ -50,7 +54,7 @@ def names(name: str) -> Iterator[str]:
     """The wrapped map's own parts."""
     if not (match := NAME.fullmatch(name)):
         return
-    site = f"lm.model.{match['stack']}.layers.{match['layer']}.{PLACES.get((match['stack'], match['place']))}"
+    site = f"lm.{match['holder']}.{PLACES[match['blocks']].get(match['place'])}"
     if match["norm"]:
         yield f"{site}.{match['norm']}_norm.{match['kind']}"
     else:

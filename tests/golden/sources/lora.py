@@ -9,7 +9,7 @@ from multitask_vl.methods.lora import LoraConfig
 from multitask_vl.methods.sites import EVERY_TASK
 from tests.golden.fixture import Fixture
 
-NAME = re.compile(r"(?P<site>model\..*_proj)\.lora_(?P<half>A|B)s\.(?P<task>\w+)")
+NAME = re.compile(r"(?P<site>(?:model\.)?(?:encoder|decoder)\..*\.\w+)\.lora_(?P<half>A|B)s\.(?P<task>\w+)")
 
 
 def found(fixture: Fixture) -> LoraConfig | None:
