@@ -1,4 +1,4 @@
-"""How is VL-PET named: heads, their common up-projection and a gate beside a sublayer; an adapter inside an attention."""
+"""How is VL-PET named: heads, an up-projection and a gate beside a sublayer; an adapter inside an attention."""
 
 from __future__ import annotations
 
