@@ -317,7 +317,7 @@ class TestLoading:
         tensors.unlink()
         self.refused(folder, model, "not written to its end")
         record = folder / "adapter_config.json"
-        record.write_text(record.read_text().replace('"format_version": 1', '"format_version": 9'))
+        record.write_text(record.read_text().replace('"format_version": 2', '"format_version": 9'))
         self.refused(folder, model, "format_version is 9")
         record.write_text("{")
         self.refused(folder, model, "not readable as JSON")

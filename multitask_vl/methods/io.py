@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch.nn import Parameter
 
+from multitask_vl import __version__
 from multitask_vl.config.schema import Config
 from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError
+from multitask_vl.methods.card import card
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+READABLE = (1, 2)
+"""Version 1 holds no configuration: its tensors can be loaded, the model cannot be built from it alone."""
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
+SECTIONS = {"plugins", "seed", "backbone", "visual", "clip", "tasks", "method", "routing"}
+"""Sections of the configuration that decide the model, and the trunk whose features it reads."""
 
 REASONS = {
     "backbone": "its tensors belong to another backbone (sizes, vocabulary or weights)",
@@ -34,6 +42,8 @@ class Adapted(Protocol):
     """What saving and loading ask of a model; `VLSeq2Seq` has it. Named here since models stand above methods."""
 
     description: dict[str, Any]
+    loaded: dict[str, Any] | None
+    """The record of the adapter that was loaded last."""
 
     def trainable(self) -> dict[str, Parameter]:
         """What is saved."""
@@ -45,23 +55,67 @@ class Adapted(Protocol):
         """Trainable and total by component."""
 
 
-def save_adapter(model: Adapted, folder: Path, config: Config) -> None:
-    """Write all trainable tensors, what they depend on, and a card. Every file appears whole or not at all.
+def settings_that_decide(config: Config) -> dict[str, Any]:
+    """Settings of which every one must agree between an adapter and the model it is loaded into; JSON-able."""
+    return {
+        "visual": config.visual.model_dump(mode="json", exclude={"standardize"}),
+        "method": [one.model_dump(mode="json") for one in config.method],
+        "routing": config.routing.model_dump(mode="json"),
+    }
+
+
+def save_adapter(
+    model: Adapted, folder: Path, config: Config, run: Mapping[str, Any] | None = None, merged: bool = False
+) -> None:
+    """Write all trainable tensors, what their model is built from, and a card. Every file appears whole or not at all.
 
     Args:
         folder: is made if need be; files of the same names are replaced.
-        config: of the run, for the card.
+        config: of the run. Where its data lie is not kept.
+        run: what the card tells of the training: ``data``, ``training``, ``scores``. None: what was told of the
+            adapter that was loaded, if no tensor has changed since.
+        merged: whether the weights of the language model lie in the same folder.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: parameter.detach().cpu().contiguous() for name, parameter in model.trainable().items()}
+    content = save(
+        {name: parameter.detach().cpu().contiguous() for name, parameter in model.trainable().items()},
+        metadata={"format": "pt"},
+    )
+    digest = hashlib.sha256(content).hexdigest()
+    if run is None and model.loaded and model.loaded.get("sha256") == digest:
+        run = model.loaded["run"]
     trainable, total = model.parameter_counts()
-    record = {"format_version": FORMAT_VERSION, **model.description, "parameters": {"trainable": trainable}}
-    record["parameters"]["total"] = total
-    write_whole(folder / TENSOR_FILE, save(tensors, metadata={"format": "pt"}))
-    write_whole(folder / CARD_FILE, _card(model, config).encode())
-    # last, so that a folder with this file is complete
-    write_whole(folder / CONFIG_FILE, (json.dumps(record, indent=2) + "\n").encode())
+    sections = config.model_dump(mode="json", include=SECTIONS)
+    for task in sections["tasks"].values():
+        del task["splits"]
+    record = {
+        "format_version": FORMAT_VERSION,
+        "multitask_vl": __version__,
+        **model.description,
+        "config": sections,
+        "parameters": {"trainable": trainable, "total": total, "components": model.components()},
+        "sha256": digest,
+        "merged": merged,
+        "run": dict(run or {}),
+    }
+    write_whole(folder / TENSOR_FILE, content)
+    _write_record(folder, record)
+
+
+def add_scores(folder: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put a run's final scores into the record and the card of its adapter.
+
+    Args:
+        splits: split -> ``{"tasks": {task: {"headline", "value", "count", ...}}}``, as in scores.json.
+    """
+    record = read_record(folder)
+    kept = ("headline", "value", "count", "version")
+    scores = {
+        split: {task: {key: entry[key] for key in kept} for task, entry in result["tasks"].items()}
+        for split, result in splits.items()
+    }
+    _write_record(Path(folder), {**record, "run": {**record["run"], "scores": scores}})
 
 
 def load_adapter(model: Adapted, folder: Path) -> None:
@@ -72,12 +126,13 @@ def load_adapter(model: Adapted, folder: Path) -> None:
             missing, unknown or of another shape; all differences at once.
     """
     folder = Path(folder)
-    record = _read_record(folder)
+    record = read_record(folder)
+    known = _completed(record)
     problems = [
         f"{folder / CONFIG_FILE}: {part}: {where} is {_short(saved)} there and {_short(own)} in this model; "
         f"{REASONS[part]}. Build the model from the resolved.yaml of the run that saved it"
         for part in REASONS
-        for where, saved, own in _differences(record.get(part), _as_json(model.description[part]), part)
+        for where, saved, own in _differences(known.get(part), _as_json(model.description[part]), part)
     ]
     if problems:
         raise InputError(problems)
@@ -97,10 +152,16 @@ def load_adapter(model: Adapted, folder: Path) -> None:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(tensors[name])
+    model.loaded = record
 
 
-def _read_record(folder: Path) -> dict[str, Any]:
-    path = folder / CONFIG_FILE
+def read_record(folder: Path) -> dict[str, Any]:
+    """The content of a folder's adapter_config.json.
+
+    Raises:
+        InputError: there is none, it is another library's, or of a version that this program does not read.
+    """
+    path = Path(folder) / CONFIG_FILE
     if not path.is_file():
         raise InputError(
             f"{folder}: there is no adapter here ({CONFIG_FILE} is missing); give the folder adapter/ of a run"
@@ -109,10 +170,41 @@ def _read_record(folder: Path) -> dict[str, Any]:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InputError(f"{path}: not readable as JSON: {error}") from error
-    if not isinstance(record, dict) or record.get("format_version") != FORMAT_VERSION:
+    if isinstance(record, dict) and "peft_type" in record:
+        raise InputError(
+            f"{path}: this is an adapter of the library peft (peft_type {record['peft_type']}), which has neither "
+            "tasks nor a visual embedding; load it with peft.PeftModel, or give the folder adapter/ of a run"
+        )
+    if not isinstance(record, dict) or record.get("format_version") not in READABLE:
         version = record.get("format_version") if isinstance(record, dict) else None
-        raise InputError(f"{path}: format_version is {version}, this program reads {FORMAT_VERSION}")
+        raise InputError(
+            f"{path}: format_version is {version}, this program reads {' and '.join(map(str, READABLE))}; "
+            "a newer one may read it"
+        )
     return record
+
+
+def refuse_occupied(folder: Path) -> Path:
+    """``folder`` if it is empty or still to be made, so that nothing of another kind is mixed with what is written."""
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder}: there is something already; choose another folder, or remove it: rm -r {folder}")
+    return folder
+
+
+def _write_record(folder: Path, record: dict[str, Any]) -> None:
+    write_whole(folder / CARD_FILE, card(record))
+    # last, so that a folder with this file is complete
+    write_whole(folder / CONFIG_FILE, json.dumps(record, indent=2) + "\n")
+
+
+def _completed(record: dict[str, Any]) -> dict[str, Any]:
+    """A record with the settings that the schema got after it was written, at their defaults."""
+    try:
+        config = Config.model_validate({key: record[key] for key in ("visual", "method", "routing")})
+    except (KeyError, ValidationError):
+        return record  # comparing it will tell what is wrong
+    return {**record, **settings_that_decide(config)}
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -149,33 +241,3 @@ def _named(folder: Path, what: str, names: list[str]) -> list[str]:
     if not names:
         return []
     return [f"{folder / TENSOR_FILE}: {len(names)} tensors are {what} (first: {names[0]})"]
-
-
-def _card(model: Adapted, config: Config) -> str:
-    """The adapter's README.md: what it is, what it needs, how big it is."""
-    trainable, total = model.parameter_counts()
-    methods = ", ".join(one.name for one in config.method)
-    backbone = config.backbone.pretrained or f"random weights, seed {config.seed}"
-    function = config.routing.function
-    routing = function if isinstance(function, str) else ", ".join(f"{task}: {name}" for task, name in function.items())
-    rows = [f"| {name} | {count['trainable']:,} | {count['total']:,} |" for name, count in model.components().items()]
-    return "\n".join(
-        [
-            f"# {methods} for {', '.join(config.tasks)}",
-            "",
-            f"Trained tensors of a multitask vision-language model on {config.backbone.family} ({backbone}).",
-            "",
-            f"- method: {methods}",
-            f"- routing: {routing} (source {config.routing.source}, control {config.routing.control})",
-            f"- features: {config.clip.model}, {config.clip.pretrained or 'random weights'}",
-            "- needs: the backbone above, and a configuration that agrees with `adapter_config.json`",
-            "",
-            "| component | trainable | total |",
-            "|---|---|---|",
-            *rows,
-            f"| all | {trainable:,} ({100 * trainable / total:.2f} %) | {total:,} |",
-            "",
-            "Load it with `python launch/evaluate.py --config RESOLVED_YAML --adapter THIS_FOLDER`.",
-            "",
-        ]
-    )

@@ -12,7 +12,8 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 from multitask_vl.config.schema import BackboneConfig, Config
 from multitask_vl.errors import InputError
 from multitask_vl.methods.base import refuse_combination
-from multitask_vl.models.backbone import Backbone
+from multitask_vl.methods.io import settings_that_decide
+from multitask_vl.models.backbone import Backbone, fingerprint
 from multitask_vl.models.seq2seq import VLSeq2Seq
 from multitask_vl.models.visual import VisualEmbedding
 from multitask_vl.registry import BACKBONES, METHODS
@@ -68,7 +69,7 @@ def build_model(
         visual = VisualEmbedding(
             config.visual, width, family.norm, layout.init_std, cell_rows=config.backbone.extra_tokens // 2
         )
-        description = describe(config, lm, None if on_meta else _fingerprint(lm))
+        description = describe(config, lm, None if on_meta else fingerprint(lm))
         lm.requires_grad_(False)
         context = Context(tuple(config.tasks), config.routing, config.seed)
         methods = [METHODS.get(one.name)(one, context, layout) for one in config.method]
@@ -77,11 +78,15 @@ def build_model(
             raise InputError(f"routing.function: method {names} has no bottleneck in which to route; use none")
         for method in methods:
             method.install()
-    return VLSeq2Seq(family, lm, visual, context, methods, description).to(device)
+    return VLSeq2Seq(family, lm, visual, context, methods, description, config).to(device)
 
 
-def describe(config: Config, lm: PreTrainedModel, fingerprint: str | None) -> dict[str, Any]:
-    """What a saved adapter depends on besides its own tensors; JSON-able."""
+def describe(config: Config, lm: PreTrainedModel, weights: str | None) -> dict[str, Any]:
+    """What a saved adapter depends on besides its own tensors; JSON-able.
+
+    Args:
+        weights: `fingerprint` of ``lm`` before methods are installed.
+    """
     shapes = {name: list(parameter.shape) for name, parameter in lm.named_parameters()}
     return {
         "backbone": {
@@ -90,12 +95,10 @@ def describe(config: Config, lm: PreTrainedModel, fingerprint: str | None) -> di
             "rows": lm.get_input_embeddings().num_embeddings,
             "tensors": len(shapes),
             "shapes": f"{zlib.crc32(json.dumps(shapes).encode()):08x}",
-            "weights": fingerprint,
+            "weights": weights,
         },
-        "visual": config.visual.model_dump(mode="json", exclude={"standardize"}),
         "tasks": list(config.tasks),
-        "method": [one.model_dump(mode="json") for one in config.method],
-        "routing": config.routing.model_dump(mode="json"),
+        **settings_that_decide(config),
     }
 
 
@@ -140,13 +143,3 @@ def _agree(sizes, tokenizer: PreTrainedTokenizerBase, may_change: bool, said: di
         )
     if problems:
         raise InputError(problems)
-
-
-def _fingerprint(lm: PreTrainedModel) -> str:
-    """A checksum over a sample of every weight: two backbones with the same one are the same, whatever their path."""
-    checksum = 0
-    for parameter in lm.parameters():
-        flat = parameter.detach().flatten()
-        sample = torch.cat([flat[:: max(1, len(flat) // 256)], flat[-256:]])
-        checksum = zlib.crc32(sample.float().cpu().numpy().tobytes(), checksum)
-    return f"{checksum:08x}"

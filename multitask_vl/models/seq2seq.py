@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -12,11 +14,14 @@ from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
 
-from multitask_vl.config.schema import DecodingConfig
+from multitask_vl.config.schema import Config, DecodingConfig
 from multitask_vl.data.batch import Batch
 from multitask_vl.errors import InputError
+from multitask_vl.methods import hub
 from multitask_vl.methods.base import Method
+from multitask_vl.methods.io import save_adapter
 from multitask_vl.models.backbone import Backbone
+from multitask_vl.models.merged import write_merged
 from multitask_vl.models.visual import VisualEmbedding
 from multitask_vl.routing.context import PADDING, PROMPT, TEXT, VISUAL, Context
 
@@ -46,6 +51,7 @@ class VLSeq2Seq(nn.Module):
         context: task and x_R, known to every bottleneck.
         methods: what is installed, in order.
         description: what a saved adapter must agree with (see `multitask_vl.methods.io`).
+        config: what it was built from; prompts and decoding of the tasks stand there.
     """
 
     def __init__(
@@ -56,6 +62,7 @@ class VLSeq2Seq(nn.Module):
         context: Context,
         methods: Sequence[Method],
         description: dict[str, Any],
+        config: Config,
     ):
         super().__init__()
         self.family = family
@@ -65,6 +72,8 @@ class VLSeq2Seq(nn.Module):
         self.methods = list(methods)
         self.beside = nn.ModuleDict({one.config.name: one.module for one in methods if one.module is not None})
         self.description = description
+        self.config = config
+        self.loaded: dict[str, Any] | None = None
         family.decoder(lm).register_forward_pre_hook(context.door, with_kwargs=True)
 
     # ---- training
@@ -213,3 +222,23 @@ class VLSeq2Seq(nn.Module):
         self.lm.activation_checkpointing_enable(
             {"use_reentrant": False, "context_fn": self.context.checkpoint_contexts}
         )
+
+    # ---- artefacts; `multitask_vl.models.pretrained.from_pretrained` is the way back
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write what is trained, what the model is built from, and a card: megabytes, without the frozen weights."""
+        save_adapter(self, Path(folder), self.config)
+
+    def save_merged(self, folder: Path | str) -> None:
+        """Write a language model of the library with every method folded in, and the visual embedding beside it.
+
+        Raises:
+            InputError: a method that cannot be merged, and why; or ``folder`` holds something.
+        """
+        write_merged(self, Path(folder))
+
+    def push_to_hub(self, repo_id: str, private: bool | None = None, token: str | bool | None = None) -> str:
+        """`save_pretrained` into a repository of the Hugging Face hub, made if need be; returns its address."""
+        with TemporaryDirectory() as folder:
+            self.save_pretrained(folder)
+            return hub.push(Path(folder), repo_id, private, token)
