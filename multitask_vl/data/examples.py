@@ -82,6 +82,13 @@ def example_from_row(row: dict[str, Any]) -> Example:
     )
 
 
+def made_from(table: Dataset) -> dict[str, Any]:
+    """``{"examples": rows, "files": {name: SHA-256}}`` of a compiled table: what it was read from."""
+    about = json.loads((Path(table.cache_files[0]["filename"]).parent / _ABOUT).read_text(encoding="utf-8"))
+    sums = zip(about["files"], about["sources"], strict=True)
+    return {"examples": len(table), "files": {Path(name).name: sha256 for name, sha256 in sums}}
+
+
 def _about(task: Task, split: str) -> dict[str, Any]:
     """What a table is made from; equal means an equal table."""
     readers = {kind.__module__ for kind in type(task).__mro__ if issubclass(kind, base.Task)} | {files.__name__}

@@ -17,7 +17,7 @@ from multitask_vl.data.batch import Batch
 from multitask_vl.data.schedule import Draw, Schedule
 from multitask_vl.errors import InputError
 from multitask_vl.evaluation.evaluate import evaluate
-from multitask_vl.methods.io import save_adapter
+from multitask_vl.methods.io import add_scores, save_adapter
 from multitask_vl.tasks.files import write_json
 from multitask_vl.training import checkpoint
 from multitask_vl.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
@@ -197,6 +197,9 @@ def _headlines(result: dict) -> dict[str, float]:
 def _finish(run: Run, accelerator: Accelerator, metrics: Metrics | None, total: int, progress: Progress) -> dict:
     config = run.config
     splits = run.splits(list(dict.fromkeys([*config.evaluation.during, *config.evaluation.final])))
+    if accelerator.is_main_process:
+        # before hours of predicting; the card gets its scores afterwards
+        save_adapter(run.model, config.run_dir / "adapter", config, _facts(run, accelerator, total))
     results = evaluate(run.model, splits, config.run_dir, config.evaluation, accelerator, progress.say)
     if accelerator.is_main_process:
         for split, result in results.items():
@@ -204,7 +207,15 @@ def _finish(run: Run, accelerator: Accelerator, metrics: Metrics | None, total: 
             metrics.add(step=total, split=split, scores=values, final=True)
         trainable, everything = run.model.parameter_counts()
         counts = {"trainable": trainable, "total": everything}
-        save_adapter(run.model, config.run_dir / "adapter", config)
+        add_scores(config.run_dir / "adapter", results)
         write_json(config.run_dir / "scores.json", {"step": total, "splits": results, "parameters": counts})
     accelerator.wait_for_everyone()
     return results
+
+
+def _facts(run: Run, accelerator: Accelerator, total: int) -> dict[str, dict]:
+    """What the adapter's card tells of its training."""
+    keys = {"batch_size", "lr", "warmup_ratio", "optimizer", "weight_decay", "clip_norm"}
+    settings = {"mixing": run.config.mixing.strategy, **run.config.training.model_dump(mode="json", include=keys)}
+    machine = {"processes": accelerator.num_processes, "mixed_precision": accelerator.mixed_precision}
+    return {"data": run.data(), "training": {"steps": total, **settings, **machine}}

@@ -13,7 +13,7 @@ from accelerate.utils import LoggerType, ProjectConfiguration
 
 from multitask_vl.config.schema import Config
 from multitask_vl.data.collate import Collator, image_keys, missing_features, shuffled_images, too_long
-from multitask_vl.data.examples import compiled
+from multitask_vl.data.examples import compiled, made_from
 from multitask_vl.data.feature_store import FeatureStore, check_manifest
 from multitask_vl.data.schedule import Schedule
 from multitask_vl.errors import InputError
@@ -49,6 +49,13 @@ class Run:
             for name, task in self.tasks.items()
         }
         return Schedule(sizes, batches, self.config.mixing, self.config.seed)
+
+    def data(self) -> dict[str, dict[str, dict]]:
+        """Task -> split -> how many examples it has and which files they come from."""
+        return {
+            name: {split: made_from(one.table) for (task, split), one in self.collators.items() if task == name}
+            for name in self.tasks
+        }
 
     def splits(self, wanted: list[str]) -> dict[str, list[Collator]]:
         """Split -> collators of the tasks that have it."""
