@@ -40,15 +40,16 @@ FAMILIES = {
     },
 }
 """Sizes of each family."""
+SMALL = {"rank": 16, "factor_rank": 4, "length": 5, "mid": 12, "task_dim": 12, "hidden_dim": 10}
+"""Sizes of methods. With maps of rank 1 words and image may share no positive entry, and mm1_relu be zero."""
 
 
 def tiny_config(
     method: str = "frozen", routing: dict[str, Any] | None = None, family: str = "bart", **settings: Any
 ) -> Config:
-    """A configuration of two tasks; ``settings`` are the method's. Ranks are small where a method has one."""
+    """A configuration of two tasks; ``settings`` are the method's, its sizes small where it has them."""
     section = METHODS.get(method).Config
-    if "rank" in section.model_fields:
-        settings = {"rank": 16} | settings
+    settings = {key: size for key, size in SMALL.items() if key in section.model_fields} | settings
     return Config(
         seed=7,
         backbone=BackboneConfig(family=family, config=FAMILIES[family], extra_tokens=80, dropout=0.1),
@@ -66,9 +67,9 @@ def tiny_model(
     return build_model(tiny_config(method, routing, family, **settings)).eval()
 
 
-def shaken(model: VLSeq2Seq, spread: float = 0.3) -> VLSeq2Seq:
+def shaken(model: VLSeq2Seq, spread: float = 0.3, seed: int = 11) -> VLSeq2Seq:
     """The same model with noise on everything it trains, so that nothing sits at its initial value."""
-    generator = torch.Generator().manual_seed(11)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.trainable().values():
             parameter += spread * torch.randn(parameter.shape, generator=generator)
