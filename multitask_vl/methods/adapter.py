@@ -27,12 +27,16 @@ def _known_activation(name: str) -> str:
     return name
 
 
+Activation = Annotated[str, AfterValidator(_known_activation)]
+"""A non-linearity by its transformers name."""
+
+
 class AdapterConfig(MethodConfig):
     """Keys of ``method: {name: adapter, ...}``."""
 
     rank: Positive = 96
     """Width of the bottleneck (published: d_model / 8)."""
-    activation: Annotated[str, AfterValidator(_known_activation)] = "gelu_new"
+    activation: Activation = "gelu_new"
     """Non-linearity in the bottleneck, by its transformers name."""
     sharing: Literal["single", "per_task", "shared_up", "shared_down"] = "single"
     """One adapter for all tasks, one for each, or one for each with a common up- or down-projection."""

@@ -39,7 +39,8 @@ class Method(ABC, Generic[C]):
     alone: ClassVar[bool] = False
     """Whether no other method can be installed beside it."""
     variants: ClassVar[tuple[dict[str, Any], ...]] = ()
-    """Settings that make it another method in kind: the tests of all methods try each of them as well."""
+    """Settings that make it another method in kind: the tests of all methods try each of them as well, under the
+    routing of its key ``routing`` if it has one."""
 
     def __init__(self, config: C, context: Context, layout: Layout):
         self.config = config

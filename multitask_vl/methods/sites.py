@@ -21,8 +21,8 @@ class Site:
         stack: ``encoder`` or ``decoder``.
         layer: index inside the stack; -1 for what stands before the first or after the last layer.
         sublayer: ``self_attn``, ``cross_attn``, ``ffn`` or, for norms outside the layers, ``embedding`` or ``final``.
-        role: ``query``, ``key``, ``value``, ``output`` (of an attention), ``ffn_in``, ``ffn_gate`` (what a gated
-            feed-forward block multiplies with), ``ffn_out`` or ``norm``.
+        role: ``query``, ``key``, ``value``, ``query_key_value`` (the three as one map), ``output`` (of an attention),
+            ``ffn_in``, ``ffn_gate`` (what a gated feed-forward block multiplies with), ``ffn_out`` or ``norm``.
         d_in, d_out: widths of what enters and leaves it.
     """
 
@@ -33,6 +33,11 @@ class Site:
     role: str
     d_in: int
     d_out: int
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Roles that equal stretches of what leaves it play: its own alone, or those of a fused map, in order."""
+        return ("query", "key", "value") if self.role == "query_key_value" else (self.role,)
 
 
 class Layout:
@@ -81,12 +86,20 @@ class Layout:
         """Number of layers of ``stack``."""
         return 1 + max(site.layer for site in self.sites if site.stack == stack)
 
-    def tap(self, site: Site) -> Tap:
-        """A tap on the residual stream as it enters the sublayer that ``site`` belongs to, un-normalised."""
-        role = "norm" if self.pre_norm else {"ffn": "ffn_in"}.get(site.sublayer, "query")
-        place = (site.stack, site.layer, site.sublayer, role)
-        found = [one for one in (*self.sites, *self.norms) if (one.stack, one.layer, one.sublayer, one.role) == place]
-        return Tap(self.module(found[0]))
+    def roles(self) -> list[str]:
+        """Roles that its maps play, in order."""
+        return list(dict.fromkeys(role for site in self.sites for role in site.parts))
+
+    def tap(self, site: Site, normed: bool = False) -> Tap:
+        """A tap on the residual stream as it enters the sublayer that ``site`` belongs to, un-normalised.
+
+        Args:
+            normed: on what the sublayer's first map sees instead: behind the norm, where a sublayer begins with one.
+        """
+        first = "norm" if self.pre_norm and not normed else "ffn_in" if site.sublayer == "ffn" else "query"
+        place = (site.stack, site.layer, site.sublayer)
+        beside = [one for one in (*self.sites, *self.norms) if (one.stack, one.layer, one.sublayer) == place]
+        return Tap(self.module(next(one for one in beside if first in one.parts)))
 
     def norm_parameters(self, which: str) -> Iterator[nn.Parameter]:
         """Weights and biases of the norms of ``all`` stacks, of the ``encoder`` alone, or of ``none``."""
@@ -110,6 +123,13 @@ class Layout:
             if bias:
                 nn.init.zeros_(linear.bias)
         return linear
+
+    def embedding(self, rows: int, width: int) -> nn.Embedding:
+        """A new table, initialised likewise; torch's default is normal with spread 1."""
+        table = nn.Embedding(rows, width)
+        if self.init_std is not None:
+            nn.init.normal_(table.weight, std=self.init_std)
+        return table
 
 
 class Tap:
