@@ -21,6 +21,18 @@ PUBLISHED = {
     "lora_per_task": (30_020_352, 169_468_416),
     "bitfit": (1_708_800, 141_156_864),
     "frozen": (1_582_848, 141_156_864),
+    "vl_pet_large": (6_052_416, 145_606_464),
+    "vl_pet_middleX": (4_281_804, 143_835_852),
+    "vl_pet_middleY": (4_281_792, 143_835_840),
+    "vl_pet_small": (4_291_020, 143_845_068),
+    "vl_pet_none": (4_272_576, 143_826_624),
+    "vl_adapter_lw_large": (6_052_416, 145_606_464),
+    "vl_adapter_lw_middleX": (4_281_804, 143_835_852),
+    "vl_adapter_lw_middleY": (4_281_792, 143_835_840),
+    "vl_adapter_lw_small": (4_291_020, 143_845_068),
+    "modex": (3_074_856, 142_599_720),
+    "modex_52": (6_061_920, 145_586_784),
+    "modex_96": (9_712_776, 149_237_640),
 }
 """BART-base, 200 added tokens, 2048 channels, four tasks: trainable, total."""
 
