@@ -40,7 +40,7 @@ FAMILIES = {
     },
 }
 """Sizes of each family."""
-SMALL = {"rank": 16, "factor_rank": 4, "length": 5, "mid": 12, "task_dim": 12, "hidden_dim": 10}
+SMALL = {"rank": 16, "factor_rank": 4, "length": 5, "mid": 12, "task_dim": 12, "hidden_dim": 10, "projected_dim": 4}
 """Sizes of methods. With maps of rank 1 words and image may share no positive entry, and mm1_relu be zero."""
 
 
