@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -22,25 +25,28 @@ FORMULAS = {
 }
 ADAPTER = {"W_down", "b_down", "W_up", "b_up"}
 LORA = {"weight", "bias", "A", "B"}
+SPLIT = {"lora_A_text.weight", "lora_A_text_up.weight", "lora_A_img.weight", "lora_A_img_up.weight", "lora_B"}
+ATTENTION = {
+    "lora_A_text.weight": "query.0",
+    "lora_A_text_query.weight": "query.1",
+    "lora_A_img.weight": "image",
+    "lora_A_img_key.weight": "key",
+    "lora_A_img_value.weight": "value",
+    "lora_A_attn_out.weight": "out.0",
+    "lora_A_query_up.weight": "out.1",
+}
+"""The source's names -> ours inside A."""
+ADAPTED = {1: ("query",), 2: ("query", "value"), 3: ("query", "key", "value")}
+"""How many parts of a fused q|k|v map are adapted -> which; the source has q and v."""
 
 
 def run_layer(fixture: Fixture) -> Report:
     """Output, and where recorded the gradients of sum(y^2)."""
     tensors, about = fixture.tensors, fixture.meta
-    formula = about["routing"].split(" (")[0]
+    formula = about.get("routing", "no routing").split(" (")[0]
     if formula not in FORMULAS:
         raise NotUnderstood(f"routing {about['routing']!r}")
-    context = Context(("task",), RoutingConfig(function=FORMULAS[formula]))
-    if tensors.keys() >= ADAPTER:
-        layer = _adapter(tensors, context)
-        own = {"W_down": layer.down[EVERY_TASK].weight, "b_down": layer.down[EVERY_TASK].bias}
-        own |= {"W_up": layer.up[EVERY_TASK].weight, "b_up": layer.up[EVERY_TASK].bias}
-    elif tensors.keys() >= LORA and tensors["A"].shape[0] == tensors["B"].shape[1]:
-        layer = _lora(tensors, about, context)
-        own = {"A": layer.A[EVERY_TASK].weight, "B": layer.B[EVERY_TASK].weight}
-        own |= {"weight": layer.base.weight, "bias": layer.base.bias}
-    else:
-        raise NotUnderstood(f"layer: {about['module']}")
+    layer, context, own = _layer(tensors, about, FORMULAS[formula])
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(tensors[name])
@@ -58,6 +64,38 @@ def run_layer(fixture: Fixture) -> Report:
     return report
 
 
+def _layer(
+    tensors: dict[str, torch.Tensor], about: dict[str, Any], function: str
+) -> tuple[nn.Module, Context, dict[str, nn.Parameter]]:
+    """The layer that a file is of, its context, and which of its parameters is which recorded tensor."""
+    context = Context(("task",), RoutingConfig(function=function))
+    if tensors.keys() >= ADAPTER:
+        layer = _adapter(tensors, context)
+        own = {"W_down": layer.down[EVERY_TASK].weight, "b_down": layer.down[EVERY_TASK].bias}
+        return layer, context, own | {"W_up": layer.up[EVERY_TASK].weight, "b_up": layer.up[EVERY_TASK].bias}
+    if tensors.keys() >= LORA:
+        layer = _lora(tensors, about, context, tensors["B"], len(tensors["A"]), mapping="shared")
+        own = {"A": layer.A[EVERY_TASK].weight, "B": layer.B[EVERY_TASK].weight}
+        return layer, context, own | {"weight": layer.base.weight, "bias": layer.base.bias}
+    if tensors.keys() >= SPLIT:
+        rank = len(tensors["lora_A_text_up.weight"])
+        layer = _lora(tensors, about, context, tensors["lora_B"], rank, mapping="split")
+        own = {"lora_B": layer.B[EVERY_TASK].weight}
+        for which in layer.A[EVERY_TASK]:
+            source = {"text": "text", "image": "img"}[which]
+            into, up = layer.A[EVERY_TASK][which]
+            own |= {f"lora_A_{source}.weight": into.weight, f"lora_A_{source}_up.weight": up.weight}
+        return _update_alone(layer), context, own
+    if tensors.keys() >= {*ATTENTION, "lora_B"} and (heads := re.search(r"(\d+)-head", about["module"])):
+        context = Context(("task",), RoutingConfig(pool="none"))
+        rank = len(tensors["lora_A_query_up.weight"])
+        layer = _lora(tensors, about, context, tensors["lora_B"], rank, mapping="cross_attention", heads=int(heads[1]))
+        attention = layer.A[EVERY_TASK]
+        own = {name: attention.get_submodule(ours).weight for name, ours in ATTENTION.items()}
+        return _update_alone(layer), context, own | {"lora_B": layer.B[EVERY_TASK].weight}
+    raise NotUnderstood(f"layer: {about['module']}")
+
+
 def _adapter(tensors: dict[str, torch.Tensor], context: Context) -> AdapterSite:
     rank, width = tensors["W_down"].shape
     site = Site("layer", "decoder", 0, "ffn", "ffn_out", width, width)
@@ -66,9 +104,24 @@ def _adapter(tensors: dict[str, torch.Tensor], context: Context) -> AdapterSite:
     return AdapterSite(nn.Identity(), site, config, context, method.maker)
 
 
-def _lora(tensors: dict[str, torch.Tensor], about: dict, context: Context) -> LoraSite:
-    d_out, d_in = tensors["weight"].shape
-    rank = tensors["A"].shape[0]
-    site = Site("layer", "decoder", 0, "self_attn", "query", d_in, d_out)
-    config = LoraConfig(name="lora", rank=rank, alpha=about.get("alpha", 2 * rank))
-    return LoraSite(nn.Linear(d_in, d_out), site, config, context).eval()
+def _lora(
+    tensors: dict[str, torch.Tensor], about: dict[str, Any], context: Context, b: torch.Tensor, rank: int, **settings
+) -> LoraSite:
+    """A map with LoRA, or a fused q|k|v map: there B's rows belong to as many parts as ``rank`` holds its columns."""
+    d_in, d_out, (rows, r) = tensors["x_h"].shape[-1], tensors["y"].shape[-1], b.shape
+    parts = rank // r
+    fused = parts > 1 or rows < d_out
+    if rank % r or parts not in ADAPTED or rows != (parts * d_out // 3 if fused else d_out):
+        raise NotUnderstood(f"B {list(b.shape)} with a bottleneck of {rank} and {d_out} outputs")
+    site = Site("layer", "decoder", 0, "self_attn", "query_key_value" if fused else "query", d_in, d_out)
+    said = re.search(r"alpha(/r)? = ([\d.]+)(r?)", about["module"])
+    alpha = float(said[2]) * (r if said[1] or said[3] else 1) if said else r
+    config = LoraConfig(name="lora", rank=r, alpha=about.get("alpha", alpha), **settings)
+    return LoraSite(nn.Linear(d_in, d_out), site, config, context, ADAPTED[parts]).eval()
+
+
+def _update_alone(layer: LoraSite) -> LoraSite:
+    """The same layer whose own map gives zero: what these files hold."""
+    nn.init.zeros_(layer.base.weight)
+    nn.init.zeros_(layer.base.bias)
+    return layer
