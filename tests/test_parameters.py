@@ -21,6 +21,11 @@ PUBLISHED = {
     "lora_per_task": (30_020_352, 169_468_416),
     "bitfit": (1_708_800, 141_156_864),
     "frozen": (1_582_848, 141_156_864),
+    "t5_full": (224_540_160, 224_540_160),
+    "t5_adapter_single_96": (10_480_512, 233_439_360),
+    "t5_adapter_single_96_norms": (10_528_128, 233_439_360),
+    "t5_adapter_single_192": (19_333_632, 242_292_480),
+    "t5_lora_single_150": (18_170_880, 241_128_960),
     "vl_pet_large": (6_052_416, 145_606_464),
     "vl_pet_middleX": (4_281_804, 143_835_852),
     "vl_pet_middleY": (4_281_792, 143_835_840),
@@ -34,16 +39,19 @@ PUBLISHED = {
     "modex_52": (6_061_920, 145_586_784),
     "modex_96": (9_712_776, 149_237_640),
 }
-"""BART-base, 200 added tokens, 2048 channels, four tasks: trainable, total."""
+"""BART-base with 200 added tokens, or T5-base with 32,200 (t5_*), 2048 channels, four tasks: trainable, total."""
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_counts(name):
-    report = parameter_report(load_config(FOLDER / f"{name}.yaml"))
+    config = load_config(FOLDER / f"{name}.yaml")
+    report = parameter_report(config)
     assert (report["trainable"], report["total"]) == PUBLISHED[name]
     parts = report["components"].values()
     assert tuple(sum(part[key] for part in parts) for key in ("trainable", "total")) == PUBLISHED[name]
-    assert report["components"]["visual_embedding"] == {"trainable": 1_582_848, "total": 1_582_848}
+    # T5's two norms have no biases
+    visual = 1_581_312 if config.backbone.family == "t5" else 1_582_848
+    assert report["components"]["visual_embedding"] == {"trainable": visual, "total": visual}
 
 
 @pytest.mark.parametrize("name", ["adapter_per_task", "lora_single"])
