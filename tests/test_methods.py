@@ -102,16 +102,21 @@ def test_at_its_identity_setting_a_method_is_the_backbone(case):
 
 @ALL
 def test_only_and_all_trainable_tensors_move(case):
-    model = copy.deepcopy(_trained(case))
-    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer = torch.optim.AdamW(model.trainable().values(), lr=0.01, weight_decay=0.0)
-    loss_of(model, tiny_batch(TASKS[0])).backward()
-    others = {name for name in before if f".{TASKS[1]}." in name}
-    assert all(model.trainable()[name].grad is None for name in others), "a step touches the other task's tensors"
-    loss_of(model, tiny_batch(TASKS[1], images=2)).backward()
-    optimizer.step()
-    moved = {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
-    assert moved == set(model.trainable()) - set(NEVER_MOVES)
+    wanted, moved = set(_trained(case).trainable()) - set(NEVER_MOVES), set()
+    for seed in (11, 12, 13, 14):
+        # routed values of one sign for all tokens can switch a ReLU off altogether; not so with all weights
+        model = shaken(case.model(), seed=seed)
+        before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+        optimizer = torch.optim.AdamW(model.trainable().values(), lr=0.01, weight_decay=0.0)
+        loss_of(model, tiny_batch(TASKS[0])).backward()
+        others = {name for name in before if f".{TASKS[1]}." in name}
+        assert all(model.trainable()[name].grad is None for name in others), "a step touches the other task's tensors"
+        loss_of(model, tiny_batch(TASKS[1], images=2)).backward()
+        optimizer.step()
+        moved |= {name for name, value in model.named_parameters() if not torch.equal(value, before[name])}
+        if moved >= wanted:
+            break
+    assert moved == wanted
     if "sharing" in dict(case.settings):
         assert bool(others) == (dict(case.settings)["sharing"] != "single")
 
@@ -176,7 +181,8 @@ def test_a_batch_with_beams_is_its_rows(case):
     for i, row in enumerate(together):
         alone = model.generate(batch.rows_slice(i, i + 1), decoding)[0].tolist()
         assert row[: len(alone)] == alone
-        assert set(row[len(alone) :]) <= {model.lm.config.pad_token_id}
+        # the library fills a row that ended long before the others with ends as well as with padding
+        assert set(row[len(alone) :]) <= {model.lm.config.pad_token_id, model.lm.config.eos_token_id}
 
 
 @ALL
