@@ -12,6 +12,13 @@ from huggingface_hub import ModelCardData
 LIBRARY = "multitask-vl"
 EXCERPT = ("plugins", "seed", "backbone", "visual", "clip")
 """Sections that the card shows as YAML; the others have tables."""
+LENGTHS = ("max_length", "no_repeat_ngram_size")
+DECODING = {
+    "greedy": LENGTHS,
+    "beam": ("num_beams", *LENGTHS, "length_penalty", "early_stopping"),
+    "choice": ("choices",),
+}
+"""Settings that play a part, by kind of decoding."""
 
 
 def card(record: Mapping[str, Any]) -> str:
@@ -20,12 +27,14 @@ def card(record: Mapping[str, Any]) -> str:
     Args:
         record: the content of adapter_config.json; see `multitask_vl.methods.io.save_adapter`.
     """
-    config, run = record["config"], record["run"]
-    methods, tasks = [one["name"] for one in config["method"]], list(config["tasks"])
+    config, run, merged = record["config"], record["run"], record["merged"]
+    methods = merged["method"] if merged else [one["name"] for one in config["method"]]
+    pretrained = (merged or config["backbone"])["pretrained"]
+    words = [*methods, *config["tasks"], config["backbone"]["family"], *(["merged"] if merged else [])]
     parts = [
-        _front_matter(config),
-        f"# {', '.join(methods)} for {', '.join(tasks)}",
-        _what(record),
+        _front_matter(pretrained, words),
+        f"# {', '.join(methods)} for {', '.join(config['tasks'])}",
+        _what(record, pretrained),
         *_section("Use", [USE]),
         *_section("Parameters", [_parameters(record["parameters"])]),
         *_section("Method", [_table(("setting", "value"), _settings(one)) for one in config["method"]]),
@@ -58,23 +67,19 @@ def hub_name(pretrained: str | None) -> str | None:
     return None if Path(pretrained).is_dir() else pretrained
 
 
-def _front_matter(config: Mapping[str, Any]) -> str:
-    tags = [LIBRARY, "vision-language", "parameter-efficient", config["backbone"]["family"]]
-    data = ModelCardData(
-        library_name=LIBRARY,
-        base_model=hub_name(config["backbone"]["pretrained"]),
-        tags=list(dict.fromkeys([*tags, *(one["name"] for one in config["method"]), *config["tasks"]])),
-    )
+def _front_matter(pretrained: str | None, words: Iterable[str]) -> str:
+    tags = list(dict.fromkeys([LIBRARY, "vision-language", "parameter-efficient", *words]))
+    data = ModelCardData(library_name=LIBRARY, base_model=hub_name(pretrained), tags=tags)
     return f"---\n{data.to_yaml().strip()}\n---"
 
 
-def _what(record: Mapping[str, Any]) -> str:
-    backbone, clip = record["config"]["backbone"], record["config"]["clip"]
-    weights = "merged, in this folder" if record["merged"] else backbone["pretrained"]
+def _what(record: Mapping[str, Any], pretrained: str | None) -> str:
+    config, clip = record["config"], record["config"]["clip"]
+    merged = "Folded into its language model, which is here as the library's own. " if record["merged"] else ""
     return (
-        f"Trained tensors of a multitask vision-language model on {backbone['family']} "
-        f"({weights or 'random weights, seed ' + str(record['config']['seed'])}). It reads grid features of "
-        f"{clip['model']} ({clip['pretrained'] or 'random weights'}) with {record['visual']['feature_dim']} channels."
+        f"Trained tensors of a multitask vision-language model on {config['backbone']['family']} "
+        f"({pretrained or 'random weights'}). {merged}It reads grid features of {clip['model']} "
+        f"({clip['pretrained'] or 'random weights'}) with {config['visual']['feature_dim']} channels."
     )
 
 
@@ -93,16 +98,17 @@ def _routing(routing: Mapping[str, Any]) -> str:
     function = routing["function"]
     if isinstance(function, str):
         function = {"every task": function}
-    rows = [*((f"function, {task}", name) for task, name in function.items())]
-    return _table(("setting", "value"), [*rows, *((key, _plain(routing[key])) for key in routing if key != "function")])
+    rows = {**{f"function, {task}": name for task, name in function.items()}, **routing}
+    del rows["function"]
+    return _table(("setting", "value"), _settings(rows))
 
 
 def _tasks(tasks: Mapping[str, Any]) -> str:
     rows = []
     for name, task in tasks.items():
         decoding = task["decoding"]
-        told = {key: value for key, value in decoding.items() if key != "kind" and value not in ([], None)}
-        rows.append((name, task["type"] or name, f"`{task['prompt']}`", f"{decoding['kind']}: {_plain(told)}"))
+        told = _plain({key: decoding[key] for key in DECODING[decoding["kind"]]})
+        rows.append((name, task["type"] or name, f"`{task['prompt']}`", f"{decoding['kind']}: {told}"))
     return _table(("task", "type", "prompt", "decoding"), rows)
 
 
@@ -144,6 +150,8 @@ def _plain(value: Any) -> str:
     """A value as one reads it in a line of YAML."""
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
+    if isinstance(value, str):
+        return value
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")
 
 

@@ -26,6 +26,8 @@ READABLE = (1, 2)
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
+ADAPTER_FOLDER = "adapter"
+"""Where an adapter lies in the folder of a run or of a merged model."""
 SECTIONS = {"plugins", "seed", "backbone", "visual", "clip", "tasks", "method", "routing"}
 """Sections of the configuration that decide the model, and the trunk whose features it reads."""
 
@@ -65,7 +67,11 @@ def settings_that_decide(config: Config) -> dict[str, Any]:
 
 
 def save_adapter(
-    model: Adapted, folder: Path, config: Config, run: Mapping[str, Any] | None = None, merged: bool = False
+    model: Adapted,
+    folder: Path,
+    config: Config,
+    run: Mapping[str, Any] | None = None,
+    merged: Mapping[str, Any] | None = None,
 ) -> None:
     """Write all trainable tensors, what their model is built from, and a card. Every file appears whole or not at all.
 
@@ -74,7 +80,8 @@ def save_adapter(
         config: of the run. Where its data lie is not kept.
         run: what the card tells of the training: ``data``, ``training``, ``scores``. None: what was told of the
             adapter that was loaded, if no tensor has changed since.
-        merged: whether the weights of the language model lie in the same folder.
+        merged: ``{"pretrained", "method"}`` of what was folded into what, if the folder lies in one with the weights
+            of its language model.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -96,7 +103,7 @@ def save_adapter(
         "config": sections,
         "parameters": {"trainable": trainable, "total": total, "components": model.components()},
         "sha256": digest,
-        "merged": merged,
+        "merged": dict(merged) if merged else None,
         "run": dict(run or {}),
     }
     write_whole(folder / TENSOR_FILE, content)

@@ -1,4 +1,4 @@
-"""How does a merged model leave the house: as the library's own language model, with our visual embedding beside it."""
+"""How does a merged model leave the house: as the library's own language model, with our visual embedding inside."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from multitask_vl.durable import write_whole
 from multitask_vl.methods.frozen import Frozen
-from multitask_vl.methods.io import refuse_occupied, save_adapter, settings_that_decide
+from multitask_vl.methods.io import ADAPTER_FOLDER, CARD_FILE, refuse_occupied, save_adapter, settings_that_decide
 from multitask_vl.models.backbone import fingerprint
 
 
 def write_merged(model: Any, folder: Path) -> None:
     """Write a folder that the library reads as a language model, and `from_pretrained` as a model of ours.
 
-    What remains of ours is the visual embedding: an adapter of the method ``frozen`` whose backbone lies beside it.
+    What remains of ours is the visual embedding: an adapter of the method ``frozen``, in ``adapter/``, whose backbone
+    is the folder around it. (Beside the weights, the library would take its adapter_config.json for peft's.)
 
     Args:
         model: a `VLSeq2Seq`; it stays as it is.
@@ -43,4 +45,6 @@ def write_merged(model: Any, folder: Path) -> None:
     )
     weights = {**model.description["backbone"], "weights": fingerprint(merged.lm)}
     merged.description = {**model.description, **settings_that_decide(config), "backbone": weights}
-    save_adapter(merged, folder, config, merged=True)
+    made_of = {"pretrained": backbone.pretrained, "method": [method.config.name for method in model.methods]}
+    save_adapter(merged, folder / ADAPTER_FOLDER, config, merged=made_of)
+    write_whole(folder / CARD_FILE, (folder / ADAPTER_FOLDER / CARD_FILE).read_bytes())

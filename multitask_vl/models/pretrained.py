@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from multitask_vl.config import config_from
 from multitask_vl.errors import InputError
 from multitask_vl.methods.hub import fetch
-from multitask_vl.methods.io import CONFIG_FILE, load_adapter, read_record
+from multitask_vl.methods.io import ADAPTER_FOLDER, CONFIG_FILE, load_adapter, read_record
 from multitask_vl.models.build import build_model, load_tokenizer
 from multitask_vl.models.seq2seq import VLSeq2Seq
 
@@ -29,7 +29,7 @@ def from_pretrained(
 
     Args:
         name: folder, or name on the Hugging Face hub, of what `VLSeq2Seq.save_pretrained`, `save_merged` or a training
-            run has written.
+            run has written (its ``adapter/``, or the run's folder itself).
         device: where to put the model.
         backbone: hub name or folder of the frozen weights, where they are not where they were. They are checked.
         tokenizer: hub name or folder of the tokenizer, likewise. None: the adapter's own setting, which is mostly that
@@ -40,6 +40,8 @@ def from_pretrained(
         InputError: no adapter there, one that this program cannot read, or a backbone that is not the adapter's.
     """
     folder = fetch(name, revision, token)
+    if not (folder / CONFIG_FILE).exists() and (folder / ADAPTER_FOLDER / CONFIG_FILE).exists():
+        folder = folder / ADAPTER_FOLDER
     record = read_record(folder)
     if "config" not in record:
         raise InputError(
@@ -48,7 +50,7 @@ def from_pretrained(
             "by multitask_vl.methods.io.load_adapter and save it again by model.save_pretrained(FOLDER)"
         )
     config = config_from(record["config"], str(folder / CONFIG_FILE))
-    moved: dict[str, Any] = {"pretrained": str(folder)} if record["merged"] else {}
+    moved: dict[str, Any] = {"pretrained": str(folder.parent)} if record["merged"] else {}
     if backbone is not None:
         moved = {"pretrained": backbone, "config": {}}
     if tokenizer is not None:
