@@ -95,6 +95,11 @@ class Backbone(ABC):
     def _tokenizer(self, path: str) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(path)
 
+    def resize(self, lm: PreTrainedModel, rows: int) -> None:
+        """Give the word table ``rows`` rows. New ones are normal with the family's spread, as published."""
+        # the library's default would be a normal distribution fitted to the other rows
+        lm.resize_token_embeddings(rows, mean_resizing=False)
+
     def start_token(self, sizes: PreTrainedConfig) -> int:
         """What decoding starts with in a model that does not say so itself."""
         return sizes.eos_token_id

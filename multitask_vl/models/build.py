@@ -119,8 +119,7 @@ def _language_model(
         sizes.decoder_start_token_id = family.start_token(sizes)
     lm = family.random(sizes) if on_meta else family.load(config, sizes)
     if lm.get_input_embeddings().num_embeddings != rows:
-        # new rows are normal with the family's spread, as published; the library's default is a fitted normal
-        lm.resize_token_embeddings(rows, mean_resizing=False)
+        family.resize(lm, rows)
     lm.generation_config = GenerationConfig()
     return lm
 

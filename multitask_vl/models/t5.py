@@ -41,6 +41,21 @@ class T5(Backbone):
         """One dropout rate everywhere."""
         return {"dropout_rate": config.dropout}
 
+    def load(self, config: BackboneConfig, sizes: T5Config) -> T5ForConditionalGeneration:
+        """In float32. A head of the checkpoint's own (T5 1.1, Flan) stays its own."""
+        lm = super().load(config, sizes)
+        # the library's configuration says "tied" even then, and resizing would tie them
+        lm.config.tie_word_embeddings = lm.lm_head.weight is lm.shared.weight
+        return lm
+
+    def resize(self, lm: T5ForConditionalGeneration, rows: int) -> None:
+        """As everywhere; new rows of a head of its own are the mean of the others, so that none stands out."""
+        known = lm.shared.num_embeddings
+        super().resize(lm, rows)
+        if not lm.config.tie_word_embeddings:
+            with torch.no_grad():
+                lm.lm_head.weight[known:] = lm.lm_head.weight[:known].mean(0)
+
     def start_token(self, sizes: T5Config) -> int:
         """Decoding starts with padding."""
         return sizes.pad_token_id
