@@ -17,7 +17,9 @@ from torch import nn
 from transformers.activations import ACT2FN
 
 from multitask_vl.config.schema import MethodConfig, Positive
+from multitask_vl.errors import InputError
 from multitask_vl.methods.base import Method
+from multitask_vl.methods.compacter import CompacterConfig, PHMLinear, Rule
 from multitask_vl.methods.sites import Site, Tap, Wrapped
 from multitask_vl.registry import METHODS
 from multitask_vl.routing.context import Context, pooled
@@ -53,6 +55,10 @@ class VLPetConfig(MethodConfig):
     """Which of the backbone's layer norms are trained as well (Table 7)."""
     zero_init: bool = False
     """Start up-projections, what feeds the gates' sigmoids and the gates' vectors at zero (published for T5)."""
+    module: Literal["adapter", "compacter"] = "adapter"
+    """What a modification is made of: plain maps, or a compacter's (Table 9, "lightweight"). Gates keep plain ones."""
+    n: Positive = 2
+    """How many Kronecker products a compacter sums; must divide the ranks and the backbone's widths."""
 
     @field_validator("num_heads")
     @classmethod
@@ -200,6 +206,7 @@ class VLPet(Method[VLPetConfig]):
         {"granularity": "middleX", "zero_init": True, "gate_scale": 0.3},
         {"granularity": "middleY", "decoder_sites": ("self_attn", "cross_attn", "ffn"), "train_layer_norms": "decoder"},
         {"granularity": "small", "gate_formula": "paper"},
+        {"module": "compacter", "decoder_sites": ("cross_attn",)},
     )
 
     def wrap(self, site: Site, module: nn.Module) -> nn.Module:
@@ -223,8 +230,19 @@ class VLPet(Method[VLPetConfig]):
         return self.layout.norm_parameters(self.config.train_layer_norms)
 
     def _bottleneck(self, site: Site, d_in: int, rank: int) -> Bottleneck:
-        up = self._at_zero(self.layout.linear(rank, site.d_out))
-        return Bottleneck(self.layout.linear(d_in, rank), up, site.stack, self.context)
+        if self.config.module == "adapter":
+            down, up = self.layout.linear(d_in, rank), self._at_zero(self.layout.linear(rank, site.d_out))
+        else:
+            n = self.config.n
+            if odd := [width for width in (d_in, rank, site.d_out) if width % n]:
+                raise InputError(
+                    f"method.n: {n} does not divide {odd[0]}, a width of the compacters; take one that divides all of "
+                    f"{d_in}, {rank} and {site.d_out}"
+                )
+            phm = CompacterConfig(name="compacter", n=n)
+            down = PHMLinear(d_in, rank, phm, Rule(phm, 0), zero=False)
+            up = PHMLinear(rank, site.d_out, phm, Rule(phm, 0), zero=self.config.zero_init)
+        return Bottleneck(down, up, site.stack, self.context)
 
     def _gate(self, width: int) -> nn.Module | None:
         config, linear = self.config, self.layout.linear
