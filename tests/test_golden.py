@@ -325,7 +325,7 @@ def test_as_a_program(tmp_path):
 
 @pytest.mark.shared
 def test_every_shared_file_of_a_later_kind_is_refused_politely(shared, capsys):
-    later = ["single_compacter", "pipelines/gpt2_lora_mm1"]
+    later = ["pipelines/gpt2_lora_mm1"]
     assert main([str(shared / "golden" / f"{name}.safetensors") for name in later]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == len(later)

@@ -18,7 +18,7 @@ from multitask_vl.models.visual import VisualEmbedding
 from multitask_vl.registry import BACKBONES, TASKS
 from multitask_vl.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 from tests.golden.fixture import Fixture, NotUnderstood, Report, read
-from tests.golden.names import load_weights, methods_of, ours, part, tasks_of
+from tests.golden.names import load_weights, methods_of, ours, part, tasks_of, used
 
 OUR_TASK = {"vqa": "vqa", "gqa": "gqa", "nlvr": "nlvr2", "caption": "coco_caption"}
 """The source's task names -> ours, whose losses are used."""
@@ -37,7 +37,7 @@ MUST_BE = {
 
 def run_model(fixture: Fixture) -> Report:
     """One forward and backward pass a task, and generation."""
-    report = Report()
+    report, fixture = Report(), used(fixture)
     model = build(fixture, fixture.meta["config"])
     inputs = fixture.under("input")
     check_trainable(report, model, fixture)

@@ -45,6 +45,22 @@ def methods_of(fixture: Fixture) -> list[MethodConfig]:
     return methods
 
 
+def used(fixture: Fixture) -> Fixture:
+    """The file without tensors that no output depends on; NotUnderstood if a gradient reached one all the same."""
+    trainable = fixture.meta["trainable"]
+    asked = [source.unused for source in SOURCES if hasattr(source, "unused")]
+    idle = {name for name in fixture.weights if any(unused(name) for unused in asked)}
+    kept = [i for i, name in enumerate(trainable) if name not in idle]
+    tensors = {name: value for name, value in fixture.tensors.items() if name.removeprefix("weight/") not in idle}
+    for name, norms in fixture.tensors.items():
+        if name.startswith("grad_norm/"):
+            tensors[name] = norms[kept]
+            reached = [one for one, norm in zip(trainable, norms, strict=True) if one in idle and norm != -1]
+            if reached:
+                raise NotUnderstood(f"{reached[0]} was held for unused, but has a gradient")
+    return Fixture(fixture.path, fixture.meta | {"trainable": [trainable[i] for i in kept]}, tensors)
+
+
 def ours(model: VLSeq2Seq, name: str) -> str:
     """Our name of the tensor that the source calls ``name``, or of the one it is a part of; NotUnderstood if none."""
     return _place(model, name)[0]

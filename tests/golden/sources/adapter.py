@@ -23,8 +23,9 @@ NAME = re.compile(
     r"(?P<holder>(?:model\.)?(?:encoder|decoder)\.(?P<blocks>layers|block)\.\d+(?:\.layer\.\d+)?)\."
     r"(?P<place>\w+)_adapter\."
     r"(?:adapters\.(?P<task>\w+)\.(?P<half>down|up)_sampler|(?P<norm>pre|post)_(?:layer_)?norm)"
-    r"\.(?P<kind>weight|bias)"
+    r"\.(?P<kind>\w+)"
 )
+"""Other methods call other tensors by the same names, up to the last part."""
 
 
 def found(fixture: Fixture) -> AdapterConfig | None:
@@ -32,17 +33,27 @@ def found(fixture: Fixture) -> AdapterConfig | None:
     downs = [name for name in fixture.weights if NAME.fullmatch(name) and name.endswith("down_sampler.weight")]
     if not downs:
         return None
-    ups = [name for name in fixture.weights if name.endswith("up_sampler.weight")]
-    sharing = {(False, False): "single", (True, True): "per_task", (True, False): "shared_up"}
-    every = (*fixture.weights, *fixture.aliases)
     return AdapterConfig(
         name="adapter",
         rank=fixture.weights[downs[0]].shape[0],
-        sharing=sharing.get((own(downs), own(ups)), "shared_down"),
-        train_layer_norms=fixture.trained_norms,
-        pre_norm=any(re.search(r"_adapter\.pre_(layer_)?norm", name) for name in every),
-        post_norm=any(re.search(r"_adapter\.post_(layer_)?norm", name) for name in every),
+        **shared(downs, [name for name in fixture.weights if name.endswith("up_sampler.weight")]),
+        **norms(fixture),
     )
+
+
+def shared(downs: list[str], ups: list[str]) -> dict[str, str]:
+    """Our setting, from the names of stored down- and up-projections."""
+    kinds = {(False, False): "single", (True, True): "per_task", (True, False): "shared_up"}
+    return {"sharing": kinds.get((own(downs), own(ups)), "shared_down")}
+
+
+def norms(fixture: Fixture) -> dict[str, str | bool]:
+    """Our settings of norms: the backbone's that are trained, and the adapters' own."""
+    every = (*fixture.weights, *fixture.aliases)
+    extra = {f"{which}_norm": re.compile(rf"_adapter\.{which}_(layer_)?norm") for which in ("pre", "post")}
+    return {"train_layer_norms": fixture.trained_norms} | {
+        setting: any(map(pattern.search, every)) for setting, pattern in extra.items()
+    }
 
 
 def own(names: list[str]) -> bool:
@@ -54,11 +65,20 @@ def names(name: str) -> Iterator[str]:
     """The wrapped map's own parts."""
     if not (match := NAME.fullmatch(name)):
         return
-    site = f"lm.{match['holder']}.{PLACES[match['blocks']].get(match['place'])}"
     if match["norm"]:
-        yield f"{site}.{match['norm']}_norm.{match['kind']}"
+        yield f"{site(match)}.{match['norm']}_norm.{match['kind']}"
     else:
-        yield from (f"{site}.{match['half']}.{one}.{match['kind']}" for one in (match["task"], EVERY_TASK))
+        yield from (f"{half}.{match['kind']}" for half in halves(match))
+
+
+def site(match: re.Match) -> str:
+    """Our name of the map that stands at a place."""
+    return f"lm.{match['holder']}.{PLACES[match['blocks']].get(match['place'])}"
+
+
+def halves(match: re.Match) -> Iterator[str]:
+    """What one half of a place may be called: the task's own, or what all share."""
+    yield from (f"{site(match)}.{match['half']}.{one}" for one in (match["task"], EVERY_TASK))
 
 
 def task(name: str) -> str | None:
