@@ -33,6 +33,7 @@ class Result:
         cpu_s: processor time, all of the command; None where it is not known.
         steps: how many steps it took.
         trained: share of the parameters trained, in percent.
+        step_ms: median time of a training step in milliseconds.
     """
 
     run: StudyRun
@@ -42,6 +43,7 @@ class Result:
     cpu_s: float | None
     steps: int
     trained: float
+    step_ms: float
 
 
 Results = Mapping[str, Sequence[Result]]
@@ -89,6 +91,7 @@ def read_result(run: StudyRun, out: Path) -> Result:
         cpu_s=json.loads(cost.read_text())["cpu_s"] if cost.is_file() else None,
         steps=record["step"],
         trained=100 * counts["trainable"] / counts["total"],
+        step_ms=1000 * statistics.median(row["wall_s"] for row in rows),
     )
 
 

@@ -27,6 +27,37 @@ HIGH_RATES = ("5e-3", "1e-2")
 """Above the quickstart's 2e-3: where do mm1 and mm2 end?"""
 HIGH_STEPS = 100
 LORA = "method={name: lora, rank: 32, alpha: 32, dropout: 0.0, targets: [query, value], biases: all}"
+METHOD_STEPS = 300
+METHODS = {
+    "frozen": "{name: frozen}",
+    "bitfit": "{name: bitfit}",
+    "prompt, single": "{name: prompt, length: 40, mid: 128}",
+    "prompt, per task": "{name: prompt, length: 40, mid: 128, sharing: per_task}",
+    "lora, single": "{name: lora, rank: 32, alpha: 32, dropout: 0.0}",
+    "lora, per task": "{name: lora, rank: 32, alpha: 32, dropout: 0.0, sharing: per_task}",
+    "lora, split": "{name: lora, rank: 32, alpha: 32, dropout: 0.0, mapping: split}",
+    "lora, cross-attention": "{name: lora, rank: 32, alpha: 32, dropout: 0.0, mapping: cross_attention}",
+    "low-rank adapter": "{name: low_rank_adapter, rank: 32}",
+    "adapter, single": "{name: adapter, rank: 32}",
+    "adapter, per task": "{name: adapter, rank: 32, sharing: per_task}",
+    "adapter, shared up": "{name: adapter, rank: 32, sharing: shared_up}",
+    "adapter, shared down": "{name: adapter, rank: 32, sharing: shared_down}",
+    "compacter, single": "{name: compacter, rank: 32}",
+    "compacter, per task": "{name: compacter, rank: 32, sharing: per_task}",
+    "hyperformer": "{name: hyperformer, rank: 32}",
+    "parallel adapter": "{name: parallel_adapter, rank: 32}",
+    "parallel adapter, cross-attention": "{name: parallel_adapter, rank: 32, mapping: cross_attention}",
+    "vl_pet, large": "{name: vl_pet, rank: 32, gate_rank: 32, decoder_rank: 32}",
+    "vl_pet, middleX": "{name: vl_pet, granularity: middleX, rank: 32, decoder_rank: 32}",
+    "vl_pet, middleY": "{name: vl_pet, granularity: middleY, rank: 32, decoder_rank: 32}",
+    "vl_pet, small": "{name: vl_pet, granularity: small, rank: 32, decoder_rank: 32}",
+    "modex, share down": "{name: modex, rank: 32}",
+    "modex, share up": "{name: modex, rank: 32, share: up}",
+    "full": "{name: full}",
+}
+"""Every method at the width of the tiny backbone, un-routed: row -> its section. Ranks are the quickstart's."""
+UNPOOLED = ("cross-attention",)
+"""Rows whose method reads every encoder position by itself."""
 SHARINGS = {
     "single adapter": ("method.sharing=single",),
     "adapter per task": ("method.sharing=per_task",),
@@ -47,7 +78,7 @@ class StudyRun:
 
     Attributes:
         name: of its folder, unique.
-        group: which table it belongs to: main, routed, rates, steps, data or rank.
+        group: which table it belongs to: main, routed, rates, steps, data, rank or methods.
         row: which row of the table; runs of the same row differ by the seed alone.
         config: its YAML.
         overrides: what else is said on the command line.
@@ -80,7 +111,7 @@ def all_runs(shorter: int = 1) -> list[StudyRun]:
     Args:
         shorter: divides every run's number of steps, for trying the study itself.
     """
-    return [*_main(STEPS // shorter), *_routed(shorter), *_curves(shorter), *_rates(shorter)]
+    return [*_main(STEPS // shorter), *_routed(shorter), *_curves(shorter), *_rates(shorter), *_methods(shorter)]
 
 
 def subset_overrides(folder: Path) -> tuple[str, ...]:
@@ -154,6 +185,31 @@ def _rates(shorter: int) -> list[StudyRun]:
         for function in ("none", "mm1", "mm2")
         for rate in HIGH_RATES
     ]
+
+
+def _methods(shorter: int) -> list[StudyRun]:
+    runs = []
+    for row, section in METHODS.items():
+        pool = ("routing.pool=none",) if row.endswith(UNPOOLED) else ()
+        rate = ("training.lr=5e-4",) if row == "full" else ()
+        runs.append(
+            StudyRun(
+                name=f"method_{row.replace(', ', '_').replace(' ', '_')}-{SEEDS[0]}",
+                group="methods",
+                row=row,
+                config="configs/quickstart.yaml",
+                seed=SEEDS[0],
+                overrides=(
+                    f"training.steps={METHOD_STEPS // shorter}",
+                    "evaluation.final=[report]",
+                    f"method={section}",
+                    "routing.function=none",
+                    *pool,
+                    *rate,
+                ),
+            )
+        )
+    return runs
 
 
 def _curves(shorter: int) -> list[StudyRun]:

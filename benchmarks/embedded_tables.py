@@ -38,6 +38,7 @@ def write_page(runs: Sequence[StudyRun], out: Path, docs: Path) -> Path:
         "Controls": [*tables_of(results, "main"), charts.get("embedded_world_controls")],
         "Steps, data, rank": [*tables_of(results, "curves"), charts.get("embedded_world_curves")],
         "mm1 and mm2": tables_of(results, "routed"),
+        "Every method": tables_of(results, "methods"),
         "Every run": [listing(results), *(f"Ended without scores: {line}" for line in stopped(runs, out))],
     }
     parts = [part for title, found in sections.items() for part in (f"## {title}", *filter(None, found))]
@@ -51,6 +52,7 @@ def tables_of(results: Results, section: str) -> list[str]:
     tables = {
         "main": lambda: [*(main_table(results, split) for split in PART), verdict_table(results)],
         "curves": lambda: [curve_table(results, group, title) for group, title in CURVES.items()],
+        "methods": lambda: [method_table(results)],
         "routed": lambda: [routed_table(results, *which) for which in ROUTED.items()],
     }
     return [render(table, "markdown") for table in tables[section]() if table.rows]
@@ -132,6 +134,23 @@ def curve_table(results: Results, group: str, title: str) -> Table:
     length = "" if group == "steps" else f"{', '.join(map(str, lengths))} steps; "
     notes = (f"One seed ({SEEDS[0]}), report split; {length}everything else as in the quickstart.",)
     return Table(title, columns, tuple(rows), notes=notes if rows else ())
+
+
+def method_table(results: Results) -> Table:
+    """Every method with the same budget: share trained, scores on the report split, time of a step."""
+    rows, steps = [], set()
+    for key, (one, *_) in results.items():
+        if key.startswith("methods: "):
+            steps.add(one.steps)
+            scores = _scores([one], "report")
+            rows.append((key.removeprefix("methods: "), one.trained, *scores, f"{one.step_ms:.0f}"))
+    columns = (Column("method", "text"), Column("trained, %", "percent"), *_columns(), Column("ms a step", "text"))
+    notes = (
+        f"One seed ({SEEDS[0]}), {', '.join(map(str, sorted(steps)))} steps, report split, no routing; peak rate 2e-3, "
+        "5e-4 for `full`. The share trained includes the visual embedding. Time is the median of a run's steps on one "
+        "thread of a machine that did other work beside it; `benchmarks/methods.py` compares times properly.",
+    )
+    return Table("Every method, one budget", columns, tuple(rows), notes=notes if rows else ())
 
 
 def listing(results: Results) -> str:

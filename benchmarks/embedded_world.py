@@ -27,7 +27,7 @@ from benchmarks.embedded_subset import write_subset
 from multitask_vl.errors import InputError, exits_cleanly
 
 ROOT = Path(__file__).resolve().parents[1]
-GROUPS = ("main", "routed", "rates", "steps", "data", "rank")
+GROUPS = ("main", "routed", "rates", "steps", "data", "rank", "methods")
 
 
 def unfinished(runs: Sequence[StudyRun], out: Path) -> list[StudyRun]:

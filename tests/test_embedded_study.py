@@ -10,11 +10,21 @@ import pytest
 
 from benchmarks import embedded_world, symbolic_store
 from benchmarks.embedded_results import EXISTENCE, existence, finished, first_and_last
-from benchmarks.embedded_runs import LORA, SEEDS, StudyRun, all_runs
+from benchmarks.embedded_runs import LORA, METHODS, SEEDS, StudyRun, all_runs
 from benchmarks.embedded_subset import write_subset
-from benchmarks.embedded_tables import BEGIN, END, converged, curve_table, main_table, tables_of, verdict_table
+from benchmarks.embedded_tables import (
+    BEGIN,
+    END,
+    converged,
+    curve_table,
+    main_table,
+    method_table,
+    tables_of,
+    verdict_table,
+)
 from multitask_vl.config import load, load_config, locate
 from multitask_vl.data.feature_store import FeatureStore, check_manifest
+from multitask_vl.registry import METHODS as METHOD_REGISTRY
 from multitask_vl.reports.formats import Spread, render
 from multitask_vl.synthetic.build import build, image_id
 from multitask_vl.synthetic.questions import staged_scene
@@ -45,7 +55,11 @@ def write_run(out: Path, run: StudyRun, score: float, losses=(4.0, 1.0), splits=
     record = {"step": steps, "splits": dict.fromkeys(splits, entry), "parameters": counts}
     (folder / "scores.json").write_text(json.dumps(record))
     values = np.linspace(*losses, steps).tolist()
-    rows = [{"step": n + 1, "task": task, "loss": values[n]} for n in range(steps) for task in ("vqa", "nlvr2")]
+    rows = [
+        {"step": n + 1, "task": task, "loss": values[n], "wall_s": 0.25}
+        for n in range(steps)
+        for task in ("vqa", "nlvr2")
+    ]
     rows.append({"step": steps, "split": "report", "scores": {}})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     for split in splits:
@@ -90,10 +104,12 @@ def test_every_run_s_command_is_a_configuration(tmp_path):
         assert (ROOT / script).is_file()
         config = load_config(ROOT / path, overrides)
         assert (config.seed, config.run_dir) == (run.seed, tmp_path / "runs" / run.name)
-        lengths = {"main": 24, "routed": 12, "rates": 4, "data": 24, "rank": 24}
+        lengths = {"main": 24, "routed": 12, "rates": 4, "data": 24, "rank": 24, "methods": 12}
         assert config.training.steps == (int(run.row) if run.group == "steps" else lengths[run.group])
         if run.group == "rank":
             assert config.method[0].rank == int(run.row)
+        if run.group == "methods":
+            assert config.method[0].name == "full"
         if LORA in run.overrides:
             assert (config.method[0].name, config.method[0].sharing) == ("lora", "single")
         if run.share > 1:
@@ -237,6 +253,14 @@ def test_curves_share_points(out):
     scores = {row[0]: row[1].mean for row in curve_table(results, "steps", "Steps").rows}
     assert scores == {"20": 80, "75": 70, "150": 70, "1200": 70}
     assert not curve_table({}, "rank", "Rank").notes
+
+
+def test_every_registered_method_is_compared(out):
+    shown = {section.split("name: ")[1].split(",")[0].rstrip("}") for section in METHODS.values()}
+    assert shown == set(METHOD_REGISTRY.names())
+    table = method_table(finished(all_runs(), out))
+    assert [row[0] for row in table.rows] == list(METHODS)
+    assert {row[-1] for row in table.rows} == {"250"}
 
 
 def test_a_loss_that_rises_or_is_no_number_did_not_converge(tmp_path):

@@ -1,0 +1,60 @@
+"""Does what the pages under docs/ show run as it stands: their files, their YAML, their command?"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from multitask_vl.methods.base import Method
+from tests import tiny_run
+
+PAGES = sorted((tiny_run.ROOT / "docs").glob("add_a_*.md"))
+FILE = re.compile(r"<!-- file: ([\w.]+) -->\n```\w+\n(.*?)```", re.DOTALL)
+RUN = re.compile(r"<!-- run -->\n```bash\n(.*?)```", re.DOTALL)
+
+
+def test_there_are_pages():
+    assert [page.stem for page in PAGES] == ["add_a_backbone", "add_a_method", "add_a_routing_function"]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_s_example_trains_and_predicts(page, tmp_path):
+    """In a folder with the page's files, where configs/quickstart.yaml is a run of seconds with the same tasks."""
+    tiny_run.write_files(tmp_path)
+    text = page.read_text()
+    for name, code in FILE.findall(text):
+        (tmp_path / name).write_text(code)
+    tiny = tiny_run.write_config(tmp_path)
+    run = yaml.safe_load((tmp_path / "my_run.yaml").read_text())
+    assert run["compose"] == ["configs/quickstart.yaml"]
+    run |= {"compose": [str(tiny)], "run_dir": str(tmp_path / "run")}
+    if "backbone" in run:
+        run["backbone"]["tokenizer"] = str(tmp_path / "tokenizer")
+    (tmp_path / "my_run.yaml").write_text(yaml.safe_dump(run))
+    (command,) = (line for (line,) in map(str.splitlines, RUN.findall(text)))
+    words = command.replace("PYTHONPATH=. python ", "").split()
+    assert words == ["launch/train_multitask.py", "--config", "my_run.yaml"]
+    done = subprocess.run(
+        [sys.executable, str(tiny_run.ROOT / words[0]), *words[1:]],
+        cwd=tmp_path,
+        env=tiny_run.environment() | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(tiny_run.ROOT)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    assert set(scores["splits"]["report"]["tasks"]) == {"vqa", "gqa", "nlvr2", "coco_caption"}
+
+
+def test_what_the_method_page_names_exists():
+    text = (tiny_run.ROOT / "docs" / "add_a_method.md").read_text()
+    for name in ("trains", "prompt", "cannot_merge", "merge", "wrap"):
+        assert f"`{name}" in text
+        assert hasattr(Method, name)
+    for path in re.findall(r"`((?:multitask_vl|tests|docs)/[\w/.]+)`", "".join(page.read_text() for page in PAGES)):
+        assert (tiny_run.ROOT / path).exists(), path
