@@ -12,11 +12,14 @@ from multitask_vl.config.resolved import flatten
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RUNS = ("controls", "experiments", "parameters", "recipes")
+TABLES = [CONFIGS / "published_percent.yaml"]
 WHOLE = sorted(
-    path for path in CONFIGS.rglob("*.yaml") if path.parent == CONFIGS or path.relative_to(CONFIGS).parts[0] in RUNS
+    path
+    for path in {*CONFIGS.rglob("*.yaml")}.difference(TABLES)
+    if path.parent == CONFIGS or path.relative_to(CONFIGS).parts[0] in RUNS
 )
 LAUNCHERS = sorted((CONFIGS / "accelerate").glob("*.yaml"))
-FRAGMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - set(WHOLE) - set(LAUNCHERS))
+FRAGMENTS = sorted(set(CONFIGS.rglob("*.yaml")) - {*WHOLE, *LAUNCHERS, *TABLES})
 FOUR = ["vqa", "gqa", "nlvr2", "coco_caption"]
 
 
@@ -60,7 +63,7 @@ def test_launcher_files_are_accelerate_s(path):
     assert (config.num_processes, config.use_cpu) == (processes, on_cpu)
 
 
-@pytest.mark.parametrize("path", [*WHOLE, *FRAGMENTS, *LAUNCHERS], ids=_name)
+@pytest.mark.parametrize("path", [*WHOLE, *FRAGMENTS, *LAUNCHERS, *TABLES], ids=_name)
 def test_headers_say_what_a_file_is_and_how_to_use_it(path):
     header = "".join(line for line in path.read_text().splitlines(keepends=True) if line.startswith("#"))
     assert path.read_text().startswith("#")

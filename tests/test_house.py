@@ -11,6 +11,7 @@ FLOORS = {
     "multitask_vl.training": 6,
     "multitask_vl.evaluation": 5,
     "multitask_vl.doctor": 5,
+    "multitask_vl.parameter_table": 5,
     "multitask_vl.models": 4,
     "feature_extraction": 4,
     "multitask_vl.synthetic": 4,
