@@ -2,7 +2,7 @@
 
 merged  the library's language model with the method folded in, and the visual embedding beside it
 peft    a plain LoRA in the layout of the library peft (its language-model half)
-hub     the adapter as it is, as the repository OUT (owner/name) of the Hugging Face hub
+hub     the adapter as it is, or a merged model, as the repository OUT (owner/name) of the Hugging Face hub
 """
 
 import argparse
@@ -15,7 +15,7 @@ from multitask_vl.errors import exits_cleanly
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--to", choices=("merged", "peft", "hub"), required=True)
-    parser.add_argument("adapter", help="folder adapter/ of a run, or the name of an adapter on the hub")
+    parser.add_argument("adapter", help="a run's folder or its adapter/, or the name of an adapter on the hub")
     parser.add_argument("out", help="a new folder; for hub, owner/name")
     parser.add_argument(
         "--backbone", help="hub name or folder of the frozen weights, where they are not where they were"
@@ -25,11 +25,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.to == "hub":
         from multitask_vl.methods.hub import fetch, push
-        from multitask_vl.methods.io import read_record
+        from multitask_vl.methods.io import find_adapter, read_record
 
-        folder = fetch(args.adapter)
-        read_record(folder)
-        print(push(folder, args.out, private=args.private or None))
+        folder = find_adapter(fetch(args.adapter))
+        # a merged model's adapter is nothing without the weights around it
+        whole = folder.parent if read_record(folder).get("merged") else folder
+        print(push(whole, args.out, private=args.private or None))
         return
     from multitask_vl.methods.peft_export import export_peft
     from multitask_vl.models.pretrained import from_pretrained

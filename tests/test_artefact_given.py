@@ -46,9 +46,11 @@ class StandIn:
 
     def upload_folder(self, repo_id, folder_path, commit_message, allow_patterns):
         assert commit_message
-        for path in Path(folder_path).iterdir():
+        for path in (path for path in Path(folder_path).rglob("*") if path.is_file()):
             assert any(path.match(pattern) for pattern in allow_patterns)
-            (self.root / repo_id / path.name).write_bytes(path.read_bytes())
+            target = self.root / repo_id / path.relative_to(folder_path)
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(path.read_bytes())
 
     def snapshot_download(self, name, revision, token, allow_patterns):
         if not (self.root / name).is_dir():
@@ -184,9 +186,13 @@ def test_a_run_writes_its_adapter_with_data_and_scores_and_the_command_gives_it_
     assert "library peft" in capsys.readouterr().err
     api = StandIn(tmp_path / "hub")
     monkeypatch.setattr(hub, "HfApi", api)
-    assert tiny_run.launch("export", "--to", "hub", str(adapter), "someone/run") == 0
-    assert (tmp_path / "hub/someone/run/README.md").read_text() == card
+    monkeypatch.setattr(hub, "snapshot_download", api.snapshot_download)
+    assert tiny_run.launch("export", "--to", "hub", str(tmp_path / "run"), "someone/run") == 0
     assert "https://hub.example/someone/run" in capsys.readouterr().out
+    pushed = {path.name: path.read_bytes() for path in (tmp_path / "hub/someone/run").iterdir()}
+    assert pushed == {path.name: path.read_bytes() for path in adapter.iterdir()}
+    assert tiny_run.launch("export", "--to", "hub", str(merged), "someone/merged") == 0
+    assert torch.equal(from_pretrained("someone/merged")[0](run_batch()), losses[1])
 
 
 def run_batch():

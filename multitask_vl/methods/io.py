@@ -191,6 +191,12 @@ def read_record(folder: Path) -> dict[str, Any]:
     return record
 
 
+def find_adapter(folder: Path) -> Path:
+    """The folder of an adapter, given it or the folder of a run or of a merged model."""
+    inner = Path(folder) / ADAPTER_FOLDER
+    return inner if not (Path(folder) / CONFIG_FILE).exists() and (inner / CONFIG_FILE).exists() else Path(folder)
+
+
 def refuse_occupied(folder: Path) -> Path:
     """``folder`` if it is empty or still to be made, so that nothing of another kind is mixed with what is written."""
     folder = Path(folder)

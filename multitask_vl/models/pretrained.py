@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from multitask_vl.config import config_from
 from multitask_vl.errors import InputError
 from multitask_vl.methods.hub import fetch
-from multitask_vl.methods.io import ADAPTER_FOLDER, CONFIG_FILE, load_adapter, read_record
+from multitask_vl.methods.io import CONFIG_FILE, find_adapter, load_adapter, read_record
 from multitask_vl.models.build import build_model, load_tokenizer
 from multitask_vl.models.seq2seq import VLSeq2Seq
 
@@ -39,9 +39,7 @@ def from_pretrained(
     Raises:
         InputError: no adapter there, one that this program cannot read, or a backbone that is not the adapter's.
     """
-    folder = fetch(name, revision, token)
-    if not (folder / CONFIG_FILE).exists() and (folder / ADAPTER_FOLDER / CONFIG_FILE).exists():
-        folder = folder / ADAPTER_FOLDER
+    folder = find_adapter(fetch(name, revision, token))
     record = read_record(folder)
     if "config" not in record:
         raise InputError(
