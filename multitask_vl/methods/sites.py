@@ -102,7 +102,7 @@ class Layout:
         return Tap(self.module(next(one for one in beside if first in one.parts)))
 
     def norm_parameters(self, which: str) -> Iterator[nn.Parameter]:
-        """Weights and biases of the norms of ``all`` stacks, of the ``encoder`` or ``decoder`` alone, or of ``none``."""
+        """Weights and biases of the norms of ``all`` stacks, of ``encoder`` or ``decoder`` alone, or of ``none``."""
         for norm in self.norms:
             if which == "all" or norm.stack == which:
                 yield from self.module(norm).parameters()

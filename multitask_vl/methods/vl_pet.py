@@ -39,7 +39,7 @@ class VLPetConfig(MethodConfig):
     """Heads of the encoder's down-projections. Concatenated heads under an element-wise non-linearity are one linear
     map, which is what is built: it must divide `rank`, and changes nothing."""
     gate_rank: Positive = 96
-    """Width of the large gate's bottleneck."""
+    """Width of the large gate's bottleneck, which is not routed (published: as `rank`)."""
     gate_scale: float = 1.0
     """The factor s on what the gate lets through (published: 1.0 for BART, 0.3 for T5)."""
     gate_formula: Literal["code", "paper"] = "code"
