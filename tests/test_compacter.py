@@ -7,11 +7,13 @@ import math
 import pytest
 import torch
 
+from multitask_vl.config.schema import TrainingConfig
 from multitask_vl.errors import InputError
 from multitask_vl.methods.compacter import CompacterConfig, PHMLinear, Rule
 from multitask_vl.methods.io import load_adapter, save_adapter
 from multitask_vl.methods.low_rank_adapter import LowRankLinear
 from multitask_vl.models.build import build_model
+from multitask_vl.training.optim import build_optimizer
 from tests.tiny_models import FAMILIES, shaken, tiny_batch, tiny_config, tiny_model
 
 
@@ -113,6 +115,15 @@ def test_rules_that_are_not_learned_are_found_again_under_another_seed(tmp_path)
     assert torch.equal(other(tiny_batch()), model(tiny_batch()))
     rules = [module.A for module in model.modules() if isinstance(module, Rule)]
     assert len({tuple(rule.flatten().tolist()) for rule in rules}) == len(rules)
+
+
+@pytest.mark.parametrize("method", ["compacter", "low_rank_adapter"])
+def test_b_decays_as_published(method):
+    model = tiny_model(method, train_layer_norms="none")
+    named = {name: parameter for name, parameter in model.trainable().items() if name.startswith("lm.")}
+    (group,) = build_optimizer(named, TrainingConfig(decay="all_but_biases")).param_groups
+    assert group["weight_decay"] > 0
+    assert len(group["params"]) == len(named)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from multitask_vl.config.schema import DecodingConfig
+from multitask_vl.config.schema import DecodingConfig, TrainingConfig
 from multitask_vl.methods.hyperformer import BLOCKS, Generator, Heads
+from multitask_vl.training.optim import build_optimizer
 from tests.tiny_models import FAMILIES, TASKS, loss_of, shaken, tiny_batch, tiny_model
 
 
@@ -116,6 +117,19 @@ def test_values_at_the_start(family, spread, table):
     assert module["tasks"]["vqa"].std().item() == pytest.approx(1.0, rel=0.15)
 
 
+def test_what_makes_biases_does_not_decay():
+    model = tiny_model("hyperformer", pre_norm=True)
+    named = {name: parameter for name, parameter in model.trainable().items() if name.startswith("beside.")}
+    decaying, still = build_optimizer(named, TrainingConfig(decay="all_but_biases")).param_groups
+    assert decaying["weight_decay"] > still["weight_decay"] == 0
+    kept = {id(parameter) for parameter in still["params"]}
+    heads = [module for module in model.modules() if isinstance(module, Heads)]
+    assert len(heads) == 5
+    for name, linear in (pair for one in heads for pair in one.items()):
+        assert id(linear.bias) in kept
+        assert (id(linear.weight) in kept) == name.endswith("_bias")
+
+
 def test_copies_make_their_own():
     """Generators lie beside the layers: a copied model must not go on asking those of the one it was copied from."""
     model = tiny_model("hyperformer")
@@ -125,3 +139,16 @@ def test_copies_make_their_own():
     assert torch.equal(other(tiny_batch()), before)
     shaken(other)
     assert torch.equal(other(tiny_batch()), model(tiny_batch()))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_half_precision_is_near_full(family):
+    """What is generated is in half precision then; what it meets may be in either."""
+    settings = {"pre_norm": True, "post_norm": True}
+    model = tiny_model("hyperformer", {"function": "mm1"}, family, **settings)
+    full = loss_of(model, tiny_batch())
+    with torch.autocast("cpu", torch.bfloat16):
+        half = loss_of(model, tiny_batch())
+    half.backward()
+    assert half.item() == pytest.approx(full.item(), rel=0.02)
+    assert model.beside["hyperformer"]["tasks"]["vqa"].grad.isfinite().all()

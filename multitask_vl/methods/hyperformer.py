@@ -63,6 +63,8 @@ class HyperformerConfig(MethodConfig):
 class Heads(nn.ModuleDict):
     """The linear maps from c to the tensors of an adapter.
 
+    Those that make biases are biases to the optimiser by their name, as published (training.decay: all_but_biases).
+
     Args:
         config: the method's settings.
         layout: the backbone.
@@ -211,4 +213,6 @@ def _norm(states: torch.Tensor, adapter: dict[str, torch.Tensor], which: str) ->
     """A layer norm with generated gain and shift, where there is one."""
     if f"{which}_weight" not in adapter:
         return states
-    return F.layer_norm(states, states.shape[-1:], adapter[f"{which}_weight"], adapter[f"{which}_bias"])
+    # under autocast what is generated is in half precision, and x_R is not
+    gain, shift = (adapter[f"{which}_{kind}"].to(states.dtype) for kind in ("weight", "bias"))
+    return F.layer_norm(states, states.shape[-1:], gain, shift)
