@@ -30,6 +30,8 @@ class Published:
         scale: alpha / rank of LoRA.
     """
 
+    start, pad, end = 2, 1, 2
+
     def __init__(self, weights: dict, aliases: dict, config: dict, scale: float = 1.0):
         self.weights, self.aliases, self.config, self.scale = weights, aliases, config, scale
 
@@ -39,7 +41,8 @@ class Published:
 
     def linear(self, name: str, x: torch.Tensor, task: str) -> torch.Tensor:
         """``x W^T + b``, with the task's LoRA where there is one."""
-        y = x @ self.get(f"{name}.weight").T + self.get(f"{name}.bias")
+        bias = self.get(f"{name}.bias")
+        y = x @ self.get(f"{name}.weight").T + (0 if bias is None else bias)
         down = self.get(f"{name}.lora_As.{task}")
         return y if down is None else y + self.scale * (x @ down.T @ self.get(f"{name}.lora_Bs.{task}").T)
 
@@ -135,10 +138,11 @@ class Published:
     def outputs(self, inputs: dict[str, torch.Tensor], task: str) -> dict[str, torch.Tensor]:
         """Everything that a recorded file stores of one task."""
         labels = inputs["labels"]
-        shifted = torch.cat([torch.full_like(labels[:, :1], 2), labels[:, :-1].masked_fill(labels[:, :-1] < 0, 1)], 1)
+        before = labels[:, :-1].masked_fill(labels[:, :-1] < 0, self.pad)
+        shifted = torch.cat([torch.full_like(labels[:, :1], self.start), before], 1)
         memory, seen = self.encode(inputs, task)
         hidden = self.decode(shifted, memory, seen, task)
-        logits = hidden @ self.get("model.shared.weight").T
+        logits = self.head(hidden)
         valid = labels >= 0
         picked = logits.log_softmax(-1).gather(2, labels.clamp(min=0)[..., None])[..., 0]
         token = -picked * valid
@@ -154,16 +158,19 @@ class Published:
             "loss_mean_over_tokens": token.sum() / valid.sum(),
         }
 
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits, by the words' own embeddings."""
+        return hidden @ self.get("model.shared.weight").T
+
     @torch.no_grad()
     def greedy(self, inputs: dict[str, torch.Tensor], task: str, length: int) -> torch.Tensor:
         """Ids of the likeliest words, one after the other, padded behind the end."""
         memory, seen = self.encode(inputs, task)
-        ids = torch.full((len(memory), 1), 2)
+        ids = torch.full((len(memory), 1), self.start)
         done = torch.zeros(len(memory), dtype=torch.bool)
         while ids.shape[1] < length and not bool(done.all()):
-            scores = self.decode(ids, memory, seen, task)[:, -1] @ self.get("model.shared.weight").T
-            word = scores.argmax(-1).masked_fill(done, 1)
-            ids, done = torch.cat([ids, word[:, None]], 1), done | (word == 2)
+            word = self.head(self.decode(ids, memory, seen, task)[:, -1]).argmax(-1).masked_fill(done, self.pad)
+            ids, done = torch.cat([ids, word[:, None]], 1), done | (word == self.end)
         return ids
 
 

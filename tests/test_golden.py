@@ -127,12 +127,12 @@ def weights_of(config: dict, method: str, own: str, extra: tuple[str, ...] = ())
     return weights, aliases
 
 
-def inputs_of(config: dict, cells: int = 36, images: int = 1, seed: int = 0) -> dict[str, torch.Tensor]:
+def inputs_of(config: dict, cells: int = 36, images: int = 1, seed: int = 0, pad: int = 1) -> dict[str, torch.Tensor]:
     """Three rows with padding in the middle of the joint sequence and unequal targets."""
     generator = torch.Generator().manual_seed(seed)
     input_ids = torch.randint(3, config["vocab_size"], (3, 8), generator=generator)
     labels = torch.randint(3, config["vocab_size"], (3, 5), generator=generator)
-    input_ids[1, 5:], input_ids[2, 7:], labels[0, 3:], labels[2, 2:] = 1, 1, -100, -100
+    input_ids[1, 5:], input_ids[2, 7:], labels[0, 3:], labels[2, 2:] = pad, pad, -100, -100
     corners = torch.rand(3, images * cells, 4, generator=generator)
     inputs = {
         "input_ids": input_ids,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 import torch
@@ -18,12 +17,8 @@ from multitask_vl.errors import InputError
 from multitask_vl.models.build import build_model, load_tokenizer
 from multitask_vl.synthetic.tokenizer import build_tokenizer
 from tests import tiny_run
-from tests.golden.__main__ import run
-from tests.golden.fixture import read
-from tests.golden.names import methods_of
 from tests.tiny_models import FAMILIES, shaken, tiny_batch, tiny_config, tiny_model
 
-GOLDEN = Path(__file__).parent / "golden"
 GATED = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 """T5 1.1 and Flan."""
 
@@ -122,13 +117,20 @@ def test_a_choice_is_made_at_the_first_position():
     assert model.choose(batch, candidates).tolist() == first[:, candidates].argmax(-1).tolist()
 
 
-def test_beams_are_not_made_to_end():
+@pytest.mark.parametrize("depth", [1, 2])
+def test_beams_are_not_made_to_end(depth):
     """Where the length runs out a hypothesis is kept as it is; BART's ends there."""
-    model, batch = shaken(tiny_model("full", family="t5")), tiny_batch()
+    model = build_model(config_of(config=FAMILIES["t5"] | {"num_decoder_layers": depth})).eval()
+    batch = tiny_batch()
     decoding = DecodingConfig(kind="beam", num_beams=3, max_length=5, early_stopping=False, no_repeat_ngram_size=0)
     ids = model.generate(batch, decoding)
     assert ids[:, 0].tolist() == [0, 0, 0]
     assert any(1 not in row for row in ids.tolist())
+
+
+def test_a_decoder_deeper_than_the_encoder_is_refused():
+    with pytest.raises(InputError, match="the decoder has 3 layers and the encoder 2"):
+        build_model(config_of(config=FAMILIES["t5"] | {"num_decoder_layers": 3}))
 
 
 def test_biases_are_the_position_tables():
@@ -224,24 +226,3 @@ def test_a_run_from_annotation_files_to_scores(tmp_path):
         assert "<" not in "".join(json.loads(line)["prediction"] for line in file.read_text().splitlines())
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
     assert "report" in json.dumps(scores)
-
-
-def test_adapters_of_each_task_are_understood_on_t5(tmp_path):
-    """What the tasks have in common stored once a task, with noise for tasks that do not run: no output changes."""
-    fixture = read(GOLDEN / "t5_single_adapter.safetensors")
-    first, other = "vqa", "caption"
-    own = {alias: name for alias, name in fixture.aliases.items() if "_adapter." in alias}
-    tensors = {name: value for name, value in fixture.tensors.items() if not name.startswith(f"grad/{other}/")}
-    tensors |= {f"weight/{alias}": fixture.weights[name] + (other not in alias) for alias, name in own.items()}
-    norms = dict(zip(fixture.meta["trainable"], fixture.tensors[f"grad_norm/{other}"].tolist(), strict=True))
-    moved = {name: -1.0 if f".{first}." in name else norm for name, norm in norms.items()}
-    moved |= {alias: norms[name] if f".{other}." in alias else -1.0 for alias, name in own.items()}
-    tensors[f"grad_norm/{other}"] = torch.tensor(list(moved.values()))
-    tensors[f"grad_norm/{first}"] = torch.cat([fixture.tensors[f"grad_norm/{first}"], -torch.ones(len(own))])
-    aliases = {alias: name for alias, name in fixture.aliases.items() if alias not in own}
-    path = tmp_path / "per_task.safetensors"
-    save_file(tensors, path, {"json": json.dumps(fixture.meta | {"aliases": aliases, "trainable": list(moved)})})
-    assert methods_of(read(path))[0].sharing == "per_task"
-    report = run(path)
-    assert report.failures == []
-    assert report.compared > 2 * len(moved)

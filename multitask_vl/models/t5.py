@@ -41,6 +41,16 @@ class T5(Backbone):
         """One dropout rate everywhere."""
         return {"dropout_rate": config.dropout}
 
+    def sizes(self, config: BackboneConfig) -> T5Config:
+        """As everywhere. A decoder deeper than the encoder is refused."""
+        sizes = super().sizes(config)
+        if sizes.num_decoder_layers > sizes.num_layers:
+            raise InputError(
+                f"backbone: the decoder has {sizes.num_decoder_layers} layers and the encoder {sizes.num_layers}; with "
+                "a T5 the library keeps room for as many as the encoder has when it generates, so give no more"
+            )
+        return sizes
+
     def load(self, config: BackboneConfig, sizes: T5Config) -> T5ForConditionalGeneration:
         """In float32. A head of the checkpoint's own (T5 1.1, Flan) stays its own."""
         lm = super().load(config, sizes)
