@@ -107,7 +107,29 @@ def test_gqa_scores_by_type_and_consistency():
     assert found.groups["semantic"] == {"attr": 50, "rel": 100}
     assert found.groups["answer"] == {"binary": 50, "open": 100}
     assert found.consistency == pytest.approx(75)  # a entails b (wrong) and c (right); c entails a (right)
+    assert found.unasked == 1
     assert gqa_scores({"b": "no"}, questions).consistency is None
+
+
+def test_gqa_counts_balanced_questions_and_asks_the_others_for_consistency():
+    """The case of GQA's own evaluation on a file of all questions: others serve only as entailed ones."""
+    kind = {"structural": "verify", "detailed": "existAttr"}
+    questions = {
+        "1": GQAQuestion("yes", kind, ["1", "2", "3"]),
+        "2": GQAQuestion("no", kind, ["1"], balanced=False),
+        "3": GQAQuestion("dog", kind, ["1"], balanced=False),
+        "4": GQAQuestion("red", {**kind, "detailed": "chooseAttr"}, ["2"]),
+    }
+    found = gqa_scores({"1": "yes", "2": "no", "3": "cat", "4": "blue"}, questions)
+    assert found.accuracy == 50  # 1 right, 4 wrong
+    assert found.consistency == 50  # only 1 counts; of 2 and 3, one is right
+    assert found.unasked == 0
+    assert found.groups == {
+        "structural": {"verify": 50}, "detailed": {"existAttr": 100, "chooseAttr": 0}, "answer": {"binary": 50}
+    }  # fmt: skip
+    assert set(found.per_question) == set(questions)
+    assert set(found.counted) == {"1", "4"}
+    assert gqa_scores({"2": "no", "3": "no"}, questions).accuracy == 50
 
 
 def test_nlvr2_consistency_wants_every_picture_of_a_sentence_right():
@@ -130,17 +152,21 @@ def test_what_the_items_of_a_sentence_share(identifier, sentence):
 
 @needs_java
 @pytest.mark.shared
-def test_caption_command_equals_the_official_toolkit(shared, tmp_path):
-    name = shared / "data" / "caption_eval" / "human_300"
+@pytest.mark.parametrize(("name", "images"), [("human_300", 300), ("fakecap_126", 126)])
+def test_caption_command_equals_the_official_toolkit(shared, tmp_path, name, images):
+    name = shared / "data" / "caption_eval" / name
     out = tmp_path / "scores.json"
     arguments = ["--task", "caption", "--references", f"{name}_references.json"]
     assert main([*arguments, "--predictions", f"{name}_results.json", "--out", str(out)]) == 0
     found, expected = load(out), load(Path(f"{name}_expected_scores.json"))["scores"]
-    assert found["images"] == expected.pop("images") == 300
+    assert found["images"] == expected.pop("images") == len(found["per_image"]) == images
     assert {metric: found[metric] for metric in expected} == pytest.approx(
         {metric: 100 * value for metric, value in expected.items()}, abs=1e-4
     )
-    for image, values in load(Path(f"{name}_expected_per_image.json")).items():
+    per_image = load(Path(f"{name}_expected_per_image.json"))
+    assert set(per_image) == set(found["per_image"])
+    for image, values in per_image.items():
+        assert set(values) == {"Bleu_4", "METEOR", "ROUGE_L", "CIDEr"}
         for metric, value in values.items():
             assert found["per_image"][image][metric] == pytest.approx(100 * value, abs=1e-3)
     assert found["SPICE"] is None

@@ -61,6 +61,13 @@ def test_gqa_scores_and_submission(tmp_path):
     none = scored(task, tmp_path, {"07": "yes", "8": "cat"})
     assert none.metrics["consistency"] is None
     assert "not computed" in none.notes["consistency"]
+    assert found.notes == {}
+    asked = {**GQA, "9": {**GQA["8"], "entailed": ["07", "gone"]}, "10": {**GQA["8"], "isBalanced": False}}
+    task = make("gqa", tmp_path, questions=write(tmp_path, "all.json", asked))
+    more = scored(task, tmp_path, {"07": "no", "8": "dog", "9": "dog", "10": "cat"})
+    assert more.metrics["accuracy"] == pytest.approx(200 / 3)
+    assert more.notes["accuracy"] == "of the 3 balanced questions; 1 others were asked too"
+    assert more.notes["consistency"].startswith("1 entailed questions are not in the set")
     task.submission({"07": "no"}, tmp_path / "s.json")
     assert json.loads((tmp_path / "s.json").read_text()) == [{"questionId": "07", "prediction": "no"}]
     out = tmp_path / "o.json"

@@ -68,7 +68,11 @@ class GQA(Task[GQAConfig]):
                     text=text,
                     answers=() if answer is None else (answer,),
                     scores=() if answer is None else (1.0,),
-                    meta={"types": dict(question.types), "entailed": list(question.entailed)},
+                    meta={
+                        "types": dict(question.types),
+                        "entailed": list(question.entailed),
+                        "balanced": question.balanced,
+                    },
                 )
         if answered and hidden:
             problems.add("some questions have answers and some have none", f"{hidden:,} of {answered + hidden:,}")
@@ -80,17 +84,17 @@ class GQA(Task[GQAConfig]):
             raise InputError(f"tasks.{self.name}: the split hides its answers; send the submission file to the server")
         found = gqa_scores(
             {e.id: text for e, text in zip(examples, texts, strict=True)},
-            {e.id: GQAQuestion(e.answers[0], e.meta["types"], e.meta["entailed"]) for e in examples},
+            {
+                e.id: GQAQuestion(e.answers[0], e.meta["types"], e.meta["entailed"], e.meta.get("balanced", True))
+                for e in examples
+            },
         )
-        notes = {}
-        if found.consistency is None:
-            notes["consistency"] = "not computed: no rightly answered question entails another one of the set"
         return Scores(
             headline=self.headline,
             metrics={"accuracy": found.accuracy, "consistency": found.consistency},
             per_example=found.per_question,
             groups=found.groups,
-            notes=notes,
+            notes=_notes(found),
             version=self.version,
         )
 
@@ -107,6 +111,7 @@ class GQA(Task[GQAConfig]):
         return {
             "overall": found.accuracy,
             "consistency": found.consistency,
+            "notes": _notes(found),
             "groups": found.groups,
             "per_question": found.per_question,
         }
@@ -129,4 +134,25 @@ def _scored(item: dict) -> GQAQuestion:
     types = item.get("types")
     kinds = {name: kind for name, kind in types.items() if isinstance(kind, str)} if isinstance(types, dict) else {}
     entailed = item.get("entailed")
-    return GQAQuestion(item.get("answer", ""), kinds, entailed if isinstance(entailed, list) else [])
+    return GQAQuestion(
+        answer=item.get("answer", ""),
+        types=kinds,
+        entailed=entailed if isinstance(entailed, list) else [],
+        balanced=item.get("isBalanced") is not False,
+    )
+
+
+def _notes(found: GQAScores) -> dict[str, str]:
+    """What is not as in the official evaluation: metric -> remark."""
+    notes = {}
+    if found.consistency is None:
+        notes["consistency"] = "not computed: no rightly answered question entails another one of the set"
+    elif found.unasked:
+        notes["consistency"] = (
+            f"{found.unasked:,} entailed questions are not in the set and were left out; the official number asks all "
+            "of them (..._all_questions.json)"
+        )
+    others = len(found.per_question) - len(found.counted)
+    if others:
+        notes["accuracy"] = f"of the {len(found.counted):,} balanced questions; {others:,} others were asked too"
+    return notes
