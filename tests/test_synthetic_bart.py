@@ -133,7 +133,9 @@ def test_the_multitask_model_meets_what_pretraining_showed(bart, collate, tokeni
     batch = collate([*some("both_have", 2), *some("total", 2)], True, random.Random(0), vary=False)
     states, mask, _ = encode(bart, batch)
     with torch.no_grad():
-        joint = BACKBONES.get("bart")().encode(bart, batch.input_ids, collapsed_cells(bart, batch), mask)
+        cells = collapsed_cells(bart, batch)
+        no_prompt = cells.new_zeros(0, cells.shape[-1])
+        joint = BACKBONES.get("bart")().encode(bart, batch.input_ids, cells, mask, no_prompt)
     assert torch.allclose(joint[mask], states[mask], atol=1e-5)
 
 
