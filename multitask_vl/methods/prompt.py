@@ -24,7 +24,7 @@ class PromptConfig(MethodConfig):
     length: Positive = 40
     """Embeddings before every text, P."""
     mid: Positive = 800
-    """Width of the MLP's hidden layer."""
+    """Width of the MLP's hidden layer; without `reparametrize` it plays no part."""
     sharing: Literal["single", "per_task"] = "single"
     """The same prompts for all tasks, or prompts for each."""
     reparametrize: bool = True
