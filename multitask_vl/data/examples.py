@@ -34,6 +34,7 @@ FEATURES = Features(
 )
 _TABLE, _ABOUT = "examples.arrow", "about.json"
 _ROWS_A_WRITE = 10_000
+_READING = ("multitask_vl.tasks.", "multitask_vl.metrics.")
 
 
 def compiled(task: Task, split: str, cache_dir: Path) -> Dataset:
@@ -83,22 +84,37 @@ def example_from_row(row: dict[str, Any]) -> Example:
 
 
 def made_from(table: Dataset) -> dict[str, Any]:
-    """``{"examples": rows, "files": {name: SHA-256}}`` of a compiled table: what it was read from."""
+    """``{"examples": rows, "files": {name: SHA-256}, "remarks": {what: how often}}`` of a compiled table.
+
+    Remarks are what was read in another form than it stands in the files, or left out as the configuration says.
+    """
     about = json.loads((Path(table.cache_files[0]["filename"]).parent / _ABOUT).read_text(encoding="utf-8"))
     sums = zip(about["files"], about["sources"], strict=True)
-    return {"examples": len(table), "files": {Path(name).name: sha256 for name, sha256 in sums}}
+    names = {Path(name).name: sha256 for name, sha256 in sums}
+    return {"examples": len(table), "files": names, "remarks": about["remarks"]}
 
 
 def _about(task: Task, split: str) -> dict[str, Any]:
     """What a table is made from; equal means an equal table."""
-    readers = {kind.__module__ for kind in type(task).__mro__ if issubclass(kind, base.Task)} | {files.__name__}
-    code = [getattr(sys.modules[name], "__file__", None) for name in sorted(readers)]
+    code = [getattr(sys.modules[name], "__file__", None) for name in sorted(_readers(task))]
     return {
         "format": FORMAT,
         "sources": [_sha256(path) for path in task.sources(split)],
         "options": task.reading_options(split),
         "code": [_sha256(Path(path)) for path in code if path],
     }
+
+
+def _readers(task: Task) -> set[str]:
+    """Names of the modules whose code decides what a task reads: its own, and those of the project that they use."""
+    found: set[str] = set()
+    left = {kind.__module__ for kind in type(task).__mro__ if issubclass(kind, base.Task)}
+    while left:
+        name = left.pop()
+        found.add(name)
+        used = {getattr(value, "__module__", None) for value in vars(sys.modules[name]).values()}
+        left |= {one for one in used if one and one.startswith(_READING)} - found
+    return found
 
 
 def _sha256(path: Path) -> str:
@@ -116,7 +132,8 @@ def _make(task: Task, split: str, folder: Path, about: dict[str, Any]) -> None:
             count = _write_rows(task, split, file)
             file.flush()
             os.fsync(file.fileno())
-        files.write_json(writing / _ABOUT, {**about, "count": count, "files": [str(p) for p in task.sources(split)]})
+        named = {"files": [str(path) for path in task.sources(split)], "remarks": task.remarks.get(split, {})}
+        files.write_json(writing / _ABOUT, {**about, "count": count, **named})
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(writing, folder)
     finally:

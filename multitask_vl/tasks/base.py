@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import string
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from multitask_vl.config.schema import DecodingConfig, Positive, Section, TaskConfig
 from multitask_vl.errors import InputError
+from multitask_vl.tasks.files import Problems
 
 C = TypeVar("C", bound=TaskConfig)
 
@@ -23,7 +25,7 @@ Paths = Annotated[
     BeforeValidator(lambda value: (value,) if isinstance(value, str | Path) else value),
     Field(min_length=1),
 ]
-"""Type of a configuration key that takes one path or a list of paths."""
+"""Type of a configuration key that takes one path or a list of paths; see `Task.files`."""
 
 Names = Annotated[
     tuple[str, ...],
@@ -116,6 +118,8 @@ class Task(ABC, Generic[C]):
         self.name = name
         self.config = config
         self.data_dir = Path(data_dir)
+        self.remarks: dict[str, dict[str, int]] = {}
+        """Split -> what `read` took in another form than the file has, or left out as the options say -> how often."""
 
     # ---- data
 
@@ -132,22 +136,54 @@ class Task(ABC, Generic[C]):
         path = Path(path).expanduser()
         return path if path.is_absolute() else self.data_dir / path
 
+    def files(self, paths: Sequence[Path]) -> list[Path]:
+        """The files that paths of the configuration stand for, in this order.
+
+        A path is a file; a folder, which stands for every file in it (hidden ones aside); or a pattern such as
+        ``gqa/train_all_questions_*.json``. The files of a folder or pattern come sorted by name. A path that stands for
+        nothing is passed over here; `existing` tells it.
+        """
+        return [file for path in paths for file in self._stands_for(path)]
+
     def existing(self, paths: Mapping[str, Sequence[Path]]) -> list[Path]:
-        """Resolved paths, given by their key under ``tasks.<name>`` (``splits.train.questions``).
+        """`files` of all paths, given by their key under ``tasks.<name>`` (``splits.train.questions``).
 
         Raises:
-            InputError: naming every path that is no file.
+            InputError: naming every path that stands for no file, and every folder that holds folders.
         """
-        found = [(key, self.resolve(path)) for key, some in paths.items() for path in some]
-        problems = [
-            f"tasks.{self.name}.{key}: there is no file {path}; set it, or data_dir (now {self.data_dir}), to where "
-            "the download lies"
-            for key, path in found
-            if not path.is_file()
-        ]
+        problems = []
+        for key, path in ((key, path) for key, some in paths.items() for path in some):
+            resolved = self.resolve(path)
+            if resolved.is_dir() and (inner := [one.name for one in sorted(resolved.iterdir()) if one.is_dir()]):
+                problems.append(
+                    f"tasks.{self.name}.{key}: the folder {resolved} holds folders (first: {inner[0]}), which are not "
+                    f"searched; name the files, or give a pattern such as {path}/*/*.json"
+                )
+            elif not self._stands_for(path):
+                what = "holds no file" if resolved.is_dir() else "is not there, nor does it match as a pattern"
+                problems.append(
+                    f"tasks.{self.name}.{key}: there is no file {resolved}"
+                    + (f" ({what})" if resolved.is_dir() or glob.has_magic(str(path)) else "")
+                    + f"; set it, or data_dir (now {self.data_dir}), to where the download lies"
+                )
         if problems:
             raise InputError(problems)
-        return [path for _, path in found]
+        return self.files([path for some in paths.values() for path in some])
+
+    def _stands_for(self, path: Path) -> list[Path]:
+        resolved = self.resolve(path)
+        if resolved.is_dir():
+            return sorted(one for one in resolved.iterdir() if one.is_file() and not one.name.startswith("."))
+        if resolved.is_file():
+            return [resolved]
+        pattern = str(Path(path).expanduser())
+        found = glob.glob(pattern, root_dir=self.data_dir, recursive=True) if glob.has_magic(pattern) else []
+        return sorted(self.data_dir / one for one in found if (self.data_dir / one).is_file())
+
+    def collected(self, split: str) -> Problems:
+        """Where `read` collects the problems and remarks of a split."""
+        self.remarks[split] = {}
+        return Problems(self.where(split), self.remarks[split])
 
     def where(self, split: str) -> str:
         """Dotted path of a split in the configuration, for messages.
@@ -228,6 +264,25 @@ class Task(ABC, Generic[C]):
     @abstractmethod
     def submission(self, predictions: Mapping[str, str], path: Path) -> None:
         """Write the file that the task's official server takes."""
+
+    @classmethod
+    def official_ids(cls, questions: Sequence[Path], **options: Any) -> list[int | str]:
+        """Ids that official question files want answered, each of the type it has there; see `submissions.ids_of`.
+
+        ``options`` are those of ``python -m multitask_vl.evaluation.submission`` (``subset``).
+        """
+        raise InputError(f"{cls.__name__} does not check submissions")
+
+    @classmethod
+    def check_submission(cls, submission: Path, ids: Collection[int | str]) -> None:
+        """Raise InputError with every kind of defect of a file that `submission` wrote; see `submissions`.
+
+        A task without this method has its submissions written unchecked.
+
+        Args:
+            ids: of all that must be answered, as official files write them; a run, which knows ids as text, gives
+                `files.official_id` of them.
+        """
 
 
 def check_ids(expected: Collection[str], found: Mapping[str, Any], subject: str) -> None:

@@ -19,7 +19,9 @@ _GZIP = b"\x1f\x8b"
 _PIECE = 1 << 20  # characters read at once
 _LONGEST = 1 << 20  # a mistake this far from the end of what is read is no value cut there; so no text is longer
 _BLANKS = re.compile(r"[ \t\n\r]*")
-_KINDS = {str: "text", int: "a whole number", list: "a list", dict: "an object", bool: "true or false"}
+_KINDS = {
+    str: "text", int: "a whole number", float: "a number", list: "a list", dict: "an object", bool: "true or false",
+}  # fmt: skip
 _MEND = "Is the download complete? Compare its size, or fetch it again"
 
 
@@ -28,11 +30,18 @@ class Problems:
 
     Args:
         subject: dotted path of the configuration they belong to, e.g. ``tasks.vqa.splits.train``.
+        remarks: gets what was read in another form than it stands in the file, or left out as the configuration says:
+            what it was -> how often.
     """
 
-    def __init__(self, subject: str):
+    def __init__(self, subject: str, remarks: dict[str, int] | None = None):
         self.subject = subject
+        self.remarks = {} if remarks is None else remarks
         self._found: dict[tuple[str, str], tuple[int, str]] = {}
+
+    def remark(self, what: str) -> None:
+        """Count something that is no problem but that the user should know of."""
+        self.remarks[what] = self.remarks.get(what, 0) + 1
 
     def add(self, kind: str, where: str, mend: str = "") -> None:
         """Count one problem of a kind; ``where`` is told for the first only."""
@@ -50,7 +59,7 @@ class Problems:
         if name not in item:
             self.add(f"field '{name}' ({wanted}) is missing", where)
         else:
-            self.add(f"field '{name}' must be {wanted}", f"{where} has {_short(value)}")
+            self.add(f"field '{name}' must be {wanted}", f"{where} has {short(value)}")
         return None
 
     def raise_any(self) -> None:
@@ -103,10 +112,27 @@ def items_of(path: Path, member: str, problems: Problems) -> Iterator[tuple[dict
         if isinstance(value, dict):
             yield value, where
         else:
-            problems.add(f"an item of '{member}' must be an object", f"{where} has {_short(value)}")
+            problems.add(f"an item of '{member}' must be an object", f"{where} has {short(value)}")
     if member not in seen:
         holds = "a list" if seen == [None] else ", ".join(str(key) for key in seen[:8]) or "nothing"
         problems.add(f"there is no item under '{member}'", f"{path} (it holds {holds})")
+
+
+def records(path: Path, problems: Problems) -> Iterator[tuple[dict, str]]:
+    """The objects of a file that is one list, or has one object a line, and ``file:line`` of each.
+
+    Which of the two it is, its first sign says; an item of a list that is no object is a problem.
+    """
+    with _opened(path) as file:
+        listed = _Text(path, file).peek() == "["
+    if not listed:
+        yield from json_lines(path)
+        return
+    for _, item, where in walk(path):
+        if isinstance(item, dict):
+            yield item, where
+        else:
+            problems.add("an item of the list must be an object", f"{where} has {short(item)}")
 
 
 def read_results(path: Path, id_field: str, text_field: str, subject: str) -> dict[str, str]:
@@ -118,7 +144,7 @@ def read_results(path: Path, id_field: str, text_field: str, subject: str) -> di
     problems, results = Problems(subject), {}
     for _, item, where in walk(path):
         if not isinstance(item, dict):
-            problems.add(f"a list of {{{id_field}, {text_field}}} is expected", f"{where} has {_short(item)}")
+            problems.add(f"a list of {{{id_field}, {text_field}}} is expected", f"{where} has {short(item)}")
             continue
         id_ = problems.field(item, id_field, (int, str), where)
         text = problems.field(item, text_field, str, where)
@@ -153,7 +179,7 @@ def json_lines(path: Path) -> Iterator[tuple[dict, str]]:
             except (ValueError, RecursionError) as error:
                 raise InputError(f"{where}: malformed JSON: {_said(error)} (one object a line is expected)") from None
             if not isinstance(item, dict):
-                raise InputError(f"{where}: one JSON object a line is expected, got {_short(item)}")
+                raise InputError(f"{where}: one JSON object a line is expected, got {short(item)}")
             yield item, where
 
 
@@ -226,7 +252,7 @@ class _Text:
             if not isinstance(key, str):
                 self.fail("a member's name must be text")
             if self.peek() != ":":
-                self.fail(f"expected ':' after {_short(key)}")
+                self.fail(f"expected ':' after {short(key)}")
             self._go(self.at + 1)
             yield key
 
@@ -289,6 +315,7 @@ def _said(error: Exception) -> str:
     return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value as JSON of at most sixty characters, for messages."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -121,6 +121,10 @@ def prepare(config: Config, accelerator: Accelerator, splits: list[str]) -> Run:
             except InputError as error:
                 problems += error.problems
                 continue
+            remarks += [
+                f"task {name}, split {split}: {count:,} {what}"
+                for what, count in made_from(tables[name, split])["remarks"].items()
+            ]
             images = max(len(keys) for chunk in tables[name, split].iter(4096) for keys in chunk["images"])
             if images > config.visual.max_images:
                 problems.append(
