@@ -13,6 +13,7 @@ from multitask_vl.data.examples import example_from_row
 from multitask_vl.errors import InputError
 from multitask_vl.evaluation.predict import predict, write_predictions
 from multitask_vl.evaluation.score import score_predictions
+from multitask_vl.evaluation.submission import write_submission
 from multitask_vl.models.seq2seq import VLSeq2Seq
 from multitask_vl.tasks.base import Scores
 from multitask_vl.tasks.files import write_json
@@ -49,6 +50,9 @@ def evaluate(
             results[split] = {"tasks": scored, "average": sum(values) / len(values)}
             table = ", ".join(f"{task} {entry['value']:.1f}" for task, entry in scored.items())
             say(f"{split}: {table}, average {results[split]['average']:.1f}")
+            for task, entry in scored.items():
+                if "submission" in entry["notes"]:
+                    say(f"{split}, {task}: submission {entry['notes']['submission']}")
     return results
 
 
@@ -61,9 +65,9 @@ def _score(collator: Collator, split: str, predictions: dict[str, str], folder: 
         task, [example_from_row(row) for row in rows], path, caption_tokenizer=config.caption_tokenizer
     )
     write_json(path.with_suffix(".per_example.json"), scores.per_example)
-    submission = folder / "submission" / split / task.submission_name
-    submission.parent.mkdir(parents=True, exist_ok=True)
-    task.submission(predictions, submission)
+    # the scores of hours of training are not to be lost over a file that can be written again
+    defects = write_submission(task, predictions, folder / "submission" / split / task.submission_name)
+    notes = scores.notes | ({"submission": f"not valid: {'; '.join(defects)}"} if defects else {})
     value = scores.metrics[scores.headline]
     if value is None:
         raise InputError(
@@ -74,7 +78,7 @@ def _score(collator: Collator, split: str, predictions: dict[str, str], folder: 
         "value": value,
         "metrics": scores.metrics,
         "groups": scores.groups,
-        "notes": scores.notes,
+        "notes": notes,
         "version": scores.version,
         "count": len(rows),
     }

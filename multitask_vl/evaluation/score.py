@@ -47,6 +47,12 @@ def score_predictions(task: Task, examples: Sequence[Example], predictions: Path
     return task.score(examples, read_predictions(predictions), **options)
 
 
+def task_named(name: str, plugins: Sequence[str] = ()) -> type[Task]:
+    """A task's class by its name or a command's short one; InputError if there is none."""
+    load_plugins(plugins)
+    return TASKS.get(_SHORT.get(name, name))
+
+
 @exits_cleanly
 def main(arguments: Sequence[str] | None = None) -> None:
     """Score official files; the output is JSON on the 0-100 scale."""
@@ -61,8 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     missing = [f"there is no file {path}" for path in (given.references, given.predictions) if not path.is_file()]
     if missing:
         raise InputError(missing)
-    load_plugins(given.plugin)
-    task: type[Task] = TASKS.get(_SHORT.get(given.task, given.task))
+    task = task_named(given.task, given.plugin)
     found = task.score_files(given.references, given.predictions, caption_tokenizer=given.caption_tokenizer)
     write_json(given.out, found)
     shown = {name: value for name, value in found.items() if not isinstance(value, dict)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from multitask_vl.metrics.caption import SCORERS, CaptionScores, caption_scores
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import Example, Names, Paths, Scores, SplitConfig, Task, check_ids, key_template
 from multitask_vl.tasks.files import Problems, items_of, official_id, read_results, walk, write_json
+from multitask_vl.tasks.submissions import check_results, ids_of, one_line
 
 ImageKey = key_template("stem", "image_id")
 
@@ -154,7 +155,22 @@ class CocoCaption(Task[CaptionConfig]):
         return {**found.corpus, "notes": found.notes, "images": len(results), "per_image": found.per_image}
 
     def submission(self, predictions: Mapping[str, str], path: Path) -> None:
-        write_json(path, [{"image_id": official_id(id_), "caption": text} for id_, text in predictions.items()])
+        results = [{"image_id": official_id(id_), "caption": one_line(text)} for id_, text in predictions.items()]
+        write_json(path, results)
+
+    @classmethod
+    def official_ids(cls, questions: Sequence[Path], **options: Any) -> list[int | str]:
+        """Of COCO's own files all images; of Karpathy's those of the split that the option ``subset`` names."""
+        problems, subset = Problems(", ".join(map(str, questions))), options.get("subset")
+        listed = [found for path in questions for found in items_of(path, "images", problems)]
+        if subset is not None:
+            listed = [(item, where) for item, where in listed if item.get("split") == subset]
+        items = (({"id": item.get("cocoid", item.get("id"))}, where) for item, where in listed)
+        return ids_of(items, "id", problems)
+
+    @classmethod
+    def check_submission(cls, submission: Path, ids: Collection[int | str]) -> None:
+        check_results(submission, "image_id", "caption", ids)
 
 
 def _images(path: Path, config: CaptionSplit, split: str, problems: Problems) -> Iterator[_Image]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from multitask_vl.metrics.gqa import GQAQuestion, GQAScores, gqa_scores
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import Example, Paths, Scores, SplitConfig, Task, check_ids, key_template
 from multitask_vl.tasks.files import Problems, read_results, walk, write_json
+from multitask_vl.tasks.submissions import check_results, ids_of, one_line
 
 ImageKey = key_template("imageId")
 
@@ -117,7 +118,18 @@ class GQA(Task[GQAConfig]):
         }
 
     def submission(self, predictions: Mapping[str, str], path: Path) -> None:
-        write_json(path, [{"questionId": id_, "prediction": text} for id_, text in predictions.items()])
+        write_json(path, [{"questionId": id_, "prediction": one_line(text)} for id_, text in predictions.items()])
+
+    @classmethod
+    def official_ids(cls, questions: Sequence[Path], **options: Any) -> list[int | str]:
+        problems = Problems(", ".join(map(str, questions)))
+        items = (({"id": id_}, where) for path in questions for id_, _, where in _questions(path, problems))
+        return ids_of(items, "id", problems)
+
+    @classmethod
+    def check_submission(cls, submission: Path, ids: Collection[int | str]) -> None:
+        """Ids are text, as they are in the question files."""
+        check_results(submission, "questionId", "prediction", map(str, ids))
 
 
 def _questions(path: Path, problems: Problems) -> Iterator[tuple[str, dict, str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,9 +16,11 @@ from multitask_vl.metrics.nlvr2 import NLVR2Scores, nlvr2_scores
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import Example, Paths, Scores, SplitConfig, Task, check_ids, key_template
 from multitask_vl.tasks.files import Problems, json_lines, lines
+from multitask_vl.tasks.submissions import check_lines, ids_of
 
 ImageKey = key_template("identifier", "pair")
 _TRUTH = {"true": True, "false": False}
+_LINE = re.compile("(?P<id>[^,]+),(True|False)")
 
 
 class NLVR2Split(SplitConfig):
@@ -126,6 +129,15 @@ class NLVR2(Task[NLVR2Config]):
                 f"{predictions[unread[0]]!r}). Use decoding.kind=choice"
             )
         write_whole(path, "".join(f"{id_},{_TRUTH[text]}\n" for id_, text in predictions.items()))
+
+    @classmethod
+    def official_ids(cls, questions: Sequence[Path], **options: Any) -> list[int | str]:
+        problems = Problems(", ".join(map(str, questions)))
+        return ids_of((found for path in questions for found in json_lines(path)), "identifier", problems)
+
+    @classmethod
+    def check_submission(cls, submission: Path, ids: Collection[int | str]) -> None:
+        check_lines(submission, _LINE, "identifier,True or identifier,False", "identifier", map(str, ids))
 
 
 def _label(item: dict, where: str, problems: Problems) -> bool | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from multitask_vl.metrics.vqa_accuracy import HumanAnswers, vqa_accuracy
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import Example, Names, Paths, Scores, SplitConfig, Task, check_ids, key_template
 from multitask_vl.tasks.files import Problems, items_of, official_id, read_results, walk, write_json
+from multitask_vl.tasks.submissions import check_results, ids_of, one_line
 
 ImageKey = key_template("image_id", "subtype")
 
@@ -191,7 +192,18 @@ class VQA(Task[VQAConfig]):
         }
 
     def submission(self, predictions: Mapping[str, str], path: Path) -> None:
-        write_json(path, [{"question_id": official_id(id_), "answer": text} for id_, text in predictions.items()])
+        results = [{"question_id": official_id(id_), "answer": one_line(text)} for id_, text in predictions.items()]
+        write_json(path, results)
+
+    @classmethod
+    def official_ids(cls, questions: Sequence[Path], **options: Any) -> list[int | str]:
+        problems = Problems(", ".join(map(str, questions)))
+        items = (found for path in questions for found in items_of(path, "questions", problems))
+        return ids_of(items, "question_id", problems)
+
+    @classmethod
+    def check_submission(cls, submission: Path, ids: Collection[int | str]) -> None:
+        check_results(submission, "question_id", "answer", ids)
 
     def _questions(self, path: Path, config: VQASplit, problems: Problems) -> Iterator[tuple[str, int | str, str, str]]:
         """Id, image id, image key and text of each question of a file."""
