@@ -284,25 +284,6 @@ class Task(ABC, Generic[C]):
                 `files.official_id` of them.
         """
 
-    @classmethod
-    def official_ids(cls, questions: Sequence[Path], **options: Any) -> list[int | str]:
-        """Ids that official question files want answered, each of the type it has there; see `submissions.ids_of`.
-
-        ``options`` are those of ``python -m multitask_vl.evaluation.submission`` (``subset``).
-        """
-        raise InputError(f"{cls.__name__} does not check submissions")
-
-    @classmethod
-    def check_submission(cls, submission: Path, ids: Collection[int | str]) -> None:
-        """Raise InputError with every kind of defect of a file that `submission` wrote; see `submissions`.
-
-        A task without this method has its submissions written unchecked.
-
-        Args:
-            ids: of all that must be answered, as official files write them; a run, which knows ids as text, gives
-                `files.official_id` of them.
-        """
-
 
 def check_ids(expected: Collection[str], found: Mapping[str, Any], subject: str) -> None:
     """Raise InputError unless predictions are for exactly the expected ids; one instance of each defect is named."""
