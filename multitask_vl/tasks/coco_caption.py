@@ -15,6 +15,7 @@ from multitask_vl.metrics.caption import SCORERS, CaptionScores, caption_scores
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import Example, Names, Paths, Scores, SplitConfig, Task, check_ids, key_template
 from multitask_vl.tasks.files import Problems, items_of, official_id, read_results, walk, write_json
+from multitask_vl.tasks.layouts import key_of
 from multitask_vl.tasks.submissions import check_results, ids_of, one_line
 
 ImageKey = key_template("stem", "image_id")
@@ -24,7 +25,8 @@ class CaptionSplit(SplitConfig):
     """The files of a split, in COCO's own layout (`images`, `annotations`) or Karpathy's (`dataset_coco.json`)."""
 
     captions: Paths
-    """`captions_*.json`, `dataset_coco.json` or, without captions, `image_info_*.json`; which, its content says."""
+    """Files, folders or patterns: `captions_*.json`, `dataset_coco.json` or, without captions, `image_info_*.json`;
+    which of them, the content says."""
     subset: Names | None = None
     """Karpathy's layout only: which of its splits; `train` stands for train and restval, as everywhere in print. None:
     the split's own name under `splits:`."""
@@ -87,11 +89,11 @@ class CocoCaption(Task[CaptionConfig]):
 
     def read(self, split: str) -> Iterator[Example]:
         config = self.config.splits[split]
-        problems = Problems(self.where(split))
+        problems = self.collected(split)
         one_per = config.one_per or ("caption" if split == "train" else "image")
         images: dict[int | str, _Image] = {}
-        for path in config.captions:
-            for image in _images(self.resolve(path), config, split, problems):
+        for path in self.files(config.captions):
+            for image in _images(path, config, split, problems):
                 if image.id in images:
                     problems.add("an image is listed twice", f"{image.where} ({image.id})")
                 images[image.id] = image
@@ -101,10 +103,8 @@ class CocoCaption(Task[CaptionConfig]):
         for image in images.values():
             if not image.captions and not hidden:
                 problems.add("image without captions", f"{image.where} ({image.id})")
-            try:
-                key = config.image_key.format(stem=image.stem, image_id=image.id)
-            except ValueError as error:
-                problems.add(f"image id does not fit image_key {config.image_key!r} ({error})", f"{image.id!r}")
+            key = key_of(config.image_key, {"stem": image.stem, "image_id": image.id}, image.where, problems)
+            if key is None:
                 continue
             texts = tuple(text for _, text in image.captions)
             if one_per == "image":

@@ -1,4 +1,4 @@
-"""What is GQA here: the official question files, one right answer, exact match, and the official results file."""
+"""What is GQA here: official question files or LXMERT's lists, one right answer, exact match, official results."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from multitask_vl.errors import InputError
 from multitask_vl.metrics.gqa import GQAQuestion, GQAScores, gqa_scores
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import Example, Paths, Scores, SplitConfig, Task, check_ids, key_template
-from multitask_vl.tasks.files import Problems, read_results, walk, write_json
+from multitask_vl.tasks.files import Problems, read_results, short, walk, write_json
+from multitask_vl.tasks.layouts import soft_label
 from multitask_vl.tasks.submissions import check_results, ids_of, one_line
 
 ImageKey = key_template("imageId")
 
 
 class GQASplit(SplitConfig):
-    """The official files of a split."""
+    """The files of a split. Which layout each has, its content says, never its name."""
 
     questions: Paths
-    """`{train,val,testdev,...}_{balanced,all}_questions.json`, one or several (the shards of train_all)."""
+    """Files, folders (the ten shards of train_all) or patterns: the official `{train,val,testdev,...}_{balanced,all}_
+    questions.json`, or LXMERT's lists (`train.json`, `valid.json`, `testdev.json`, `submit.json`)."""
     image_key: ImageKey = "{imageId}"
-    """How a picture is called in the feature store."""
+    """How a picture is called in the feature store; `{imageId}` is `img_id` in LXMERT's lists."""
 
 
 class GQAConfig(TaskConfig):
@@ -52,10 +54,10 @@ class GQA(Task[GQAConfig]):
 
     def read(self, split: str) -> Iterator[Example]:
         config = self.config.splits[split]
-        problems = Problems(self.where(split))
+        problems = self.collected(split)
         answered = hidden = 0
-        for path in config.questions:
-            for id_, item, where in _questions(self.resolve(path), problems):
+        for path in self.files(config.questions):
+            for id_, item, where in _questions(path, problems):
                 image_id = problems.field(item, "imageId", str, where)
                 text = problems.field(item, "question", str, where)
                 answer = problems.field(item, "answer", str, where) if "answer" in item else None
@@ -133,12 +135,28 @@ class GQA(Task[GQAConfig]):
 
 
 def _questions(path: Path, problems: Problems) -> Iterator[tuple[str, dict, str]]:
-    """Id, question and place of each member of a question file."""
+    """Id, question and place of each member of a question file; LXMERT's items with the official names."""
     for id_, item, where in walk(path):
-        if id_ is not None and isinstance(item, dict):
+        if not isinstance(item, dict):
+            problems.add(
+                "an object {question id: {imageId, question, answer, ...}} or LXMERT's list is expected", where
+            )
+        elif id_ is not None:
             yield id_, item, where
+        elif (id_ := problems.field(item, "question_id", (str, int), where)) is not None:
+            yield str(id_), _official(item, where, problems), where
+
+
+def _official(item: dict, where: str, problems: Problems) -> dict:
+    """An item of LXMERT's lists as the official files have it."""
+    names = {"img_id": "imageId", "sent": "question"}
+    found = {names[name]: item[name] for name in names if problems.field(item, name, str, where) is not None}
+    if "label" in item and (label := soft_label(item, where, problems)) is not None:
+        if list(label.values()) == [1.0]:
+            found["answer"] = next(iter(label))
         else:
-            problems.add("an object {question id: {imageId, question, answer, ...}} is expected", where)
+            problems.add("'label' of GQA must be {the right answer: 1}", f"{where} has {short(item['label'])}")
+    return found
 
 
 def _scored(item: dict) -> GQAQuestion:

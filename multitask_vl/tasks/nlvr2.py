@@ -1,4 +1,4 @@
-"""What is NLVR2 here: a sentence is true or false of its pictures; official lines, accuracy, consistency, csv."""
+"""What is NLVR2 here: a sentence is true or false of its pictures; lines or lists, accuracy, consistency, csv."""
 
 from __future__ import annotations
 
@@ -15,22 +15,26 @@ from multitask_vl.errors import InputError
 from multitask_vl.metrics.nlvr2 import NLVR2Scores, nlvr2_scores
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import Example, Paths, Scores, SplitConfig, Task, check_ids, key_template
-from multitask_vl.tasks.files import Problems, json_lines, lines
+from multitask_vl.tasks.files import Problems, json_lines, lines, records
+from multitask_vl.tasks.layouts import key_of
 from multitask_vl.tasks.submissions import check_lines, ids_of
 
-ImageKey = key_template("identifier", "pair")
+ImageKey = key_template("identifier", "pair", "img0", "img1")
+_OFFICIAL_KEYS, _LISTED_KEYS = ("{pair}-img0", "{pair}-img1"), ("{img0}", "{img1}")
 _TRUTH = {"true": True, "false": False}
 _LINE = re.compile("(?P<id>[^,]+),(True|False)")
 
 
 class NLVR2Split(SplitConfig):
-    """The official files of a split: one JSON object a line with sentence, identifier and label."""
+    """The files of a split. Which layout each has, its content says, never its name."""
 
     items: Paths
-    """`{train,dev,test1,...}.json`, one or several. NLVR version 1 files are read as well, see `image_keys`."""
-    image_keys: Annotated[tuple[ImageKey, ...], Field(min_length=1)] = ("{pair}-img0", "{pair}-img1")
+    """Files, folders or patterns: the official `{train,dev,test1,...}.json` with one object a line (NLVR version 1 as
+    well, see `image_keys`), or LXMERT's lists (`train.json`, `valid.json`, `test.json`)."""
+    image_keys: Annotated[tuple[ImageKey, ...], Field(min_length=1)] | None = None
     """How the pictures are called in the feature store, left to right. `{pair}` is the identifier without its last part
-    (the sentence number). NLVR version 1 items show one picture: `['dev-{identifier}-0']`."""
+    (the sentence number). None: `{pair}-img0` and `{pair}-img1`, the official names; `{img0}` and `{img1}` for items
+    of a list. NLVR version 1 items show one picture: `['dev-{identifier}-0']`."""
 
 
 class NLVR2Decoding(DecodingConfig):
@@ -63,25 +67,31 @@ class NLVR2(Task[NLVR2Config]):
 
     def read(self, split: str) -> Iterator[Example]:
         config = self.config.splits[split]
-        problems = Problems(self.where(split))
+        problems = self.collected(split)
         labelled = hidden = 0
-        for path in config.items:
-            for item, where in json_lines(self.resolve(path)):
+        for path in self.files(config.items):
+            for item, where in records(path, problems):
+                listed = "sent" in item
                 identifier = problems.field(item, "identifier", str, where)
-                sentence = problems.field(item, "sentence", str, where)
+                sentence = problems.field(item, "sent" if listed else "sentence", str, where)
                 truth = _label(item, where, problems) if "label" in item else None
                 if identifier is None or sentence is None:
                     continue
-                if "structured_rep" in item and len(config.image_keys) > 1:
+                templates = config.image_keys or (_LISTED_KEYS if listed else _OFFICIAL_KEYS)
+                if "structured_rep" in item and len(templates) > 1:
                     problems.add(
                         "an item of NLVR version 1 shows one picture", where, "Set image_keys: ['dev-{identifier}-0']"
                     )
                     continue
                 labelled, hidden = labelled + (truth is not None), hidden + (truth is None)
-                pair = identifier.rpartition("-")[0]
+                fields = {name: item[name] for name in ("img0", "img1") if isinstance(item.get(name), str)}
+                fields |= {"identifier": identifier, "pair": identifier.rpartition("-")[0]}
+                keys = [key_of(template, fields, where, problems, "image_keys") for template in templates]
+                if None in keys:
+                    continue
                 yield Example(
                     id=identifier,
-                    images=tuple(key.format(identifier=identifier, pair=pair) for key in config.image_keys),
+                    images=tuple(keys),
                     text=sentence,
                     answers=() if truth is None else (str(truth).lower(),),
                     scores=() if truth is None else (1.0,),
@@ -141,6 +151,10 @@ class NLVR2(Task[NLVR2Config]):
 
 
 def _label(item: dict, where: str, problems: Problems) -> bool | None:
+    """The judgement; LXMERT's lists have 1 and 0."""
+    label = item.get("label")
+    if isinstance(label, int) and not isinstance(label, bool) and label in (0, 1):
+        return label == 1
     label = problems.field(item, "label", (str, bool), where)
     truth = label if isinstance(label, bool) else _TRUTH.get(str(label).lower())
     if truth is None and label is not None:

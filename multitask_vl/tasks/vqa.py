@@ -1,4 +1,4 @@
-"""What is visual question answering here: VQA v2 files, soft-scored answers, the official accuracy and results file."""
+"""What is visual question answering here: VQA v2 in every layout, soft-scored answers, official accuracy, results."""
 
 from __future__ import annotations
 
@@ -14,29 +14,11 @@ from multitask_vl.config.schema import Positive, Share, TaskConfig
 from multitask_vl.errors import InputError
 from multitask_vl.metrics.vqa_accuracy import HumanAnswers, vqa_accuracy
 from multitask_vl.registry import TASKS
-from multitask_vl.tasks.base import Example, Names, Paths, Scores, SplitConfig, Task, check_ids, key_template
-from multitask_vl.tasks.files import Problems, items_of, official_id, read_results, walk, write_json
+from multitask_vl.tasks.base import Example, Scores, Task, check_ids
+from multitask_vl.tasks.files import Problems, items_of, official_id, read_results, short, walk, write_json
+from multitask_vl.tasks.layouts import text_or_none
 from multitask_vl.tasks.submissions import check_results, ids_of, one_line
-
-ImageKey = key_template("image_id", "subtype")
-
-
-class VQASplit(SplitConfig):
-    """The official files of a split."""
-
-    questions: Paths
-    """`..._questions.json`, one or several."""
-    annotations: Paths | None = None
-    """`..._annotations.json` of the same questions. None: answers are hidden (test, test-dev)."""
-    image_key: ImageKey = "COCO_{subtype}_{image_id:012d}"
-    """How a picture is called in the feature store."""
-    subtype: str | None = None
-    """What `{subtype}` stands for, e.g. val2014. None: each questions file's own `data_subtype`."""
-    karpathy: Path | None = None
-    """Karpathy's `dataset_coco.json`: only questions about the images of its `subset` are taken, so that the published
-    splits come from the official train2014 and val2014 files."""
-    subset: Names | None = None
-    """Which of Karpathy's splits; `train` stands for train and restval. None: the split's own name under `splits:`."""
+from multitask_vl.tasks.vqa_questions import Question, VQASplit, read_questions
 
 
 class VQAConfig(TaskConfig):
@@ -49,8 +31,10 @@ class VQAConfig(TaskConfig):
     soft_scores: tuple[Share, ...] = (0.3, 0.6, 0.9, 1.0)
     """Soft score of an answer that 1, 2, 3, ... humans gave; the last holds for more."""
     answer_list: Path | None = None
-    """Only these answers are targets (LXMERT's list or its answer-to-index mapping). A question without any keeps the
-    target '' with weight 0, as published. None: whatever humans said."""
+    """Only these answers are targets (LXMERT's list or its answer-to-index mapping). None: whatever humans said."""
+    without_target: Literal["keep", "leave_out"] = "keep"
+    """A question none of whose answers may be a target keeps the target '' with weight 0 (published), or is left out of
+    the split; how many there are is told in either case."""
     draw: Literal["by_score", "most_frequent"] = "by_score"
     """Target of a visit: drawn by soft score (published), or always the answer most humans gave."""
     weight_by_score: bool = True
@@ -67,58 +51,74 @@ class VQA(Task[VQAConfig]):
 
     def sources(self, split: str) -> list[Path]:
         self.where(split)
-        files = self.config.splits[split]
+        files, answers = self.config.splits[split], self.config.answer_list
+        image_data = files.visual_genome.image_data
         return self.existing(
             {
                 f"splits.{split}.questions": files.questions,
                 f"splits.{split}.annotations": files.annotations or (),
                 f"splits.{split}.karpathy": [files.karpathy] if files.karpathy else [],
-                "answer_list": [self.config.answer_list] if self.config.answer_list else [],
+                f"splits.{split}.visual_genome.image_data": [image_data] if image_data else [],
+                "answer_list": [answers] if answers else [],
             }
         )
 
     def read(self, split: str) -> Iterator[Example]:
         config = self.config.splits[split]
-        problems = Problems(self.where(split))
-        images = None
-        if config.karpathy is not None:
-            images = _karpathy(self.resolve(config.karpathy), config.subset or (split,), problems)
-        questions: dict[str, tuple[Any, str, str]] = {}
-        left_out: set[str] = set()
-        for path in config.questions:
-            for id_, image_id, key, text in self._questions(self.resolve(path), config, problems):
-                if id_ in questions or id_ in left_out:
-                    problems.add("a second question of the same id", f"{path} (question {id_})")
-                if images is not None and image_id not in images:
-                    left_out.add(id_)
-                else:
-                    questions[id_] = (image_id, key, text)
-        if config.annotations is None:
-            problems.raise_any()
-            for id_, (_, key, text) in questions.items():
-                yield Example(id_, (key,), text, (), ())
-            return
-        vocabulary = self._vocabulary()
-        for path in config.annotations:
-            for id_, image_id, human, where in _annotations(self.resolve(path), problems):
-                if id_ in left_out:
+        problems = self.collected(split)
+        vocabulary = self._vocabulary(problems)
+        asked: dict[str, Question] = {}
+        left_out, done = set(), set()
+        answered, hidden, listed = 0, 0, False
+        for question in read_questions(self, split, problems, left_out):
+            if not config.annotations or question.genome:
+                known = question.label is not None or question.human is not None
+                answered, hidden = answered + known, hidden + (not known)
+                yield from self._examples(question, vocabulary, problems)
+                continue
+            if question.id in asked or question.id in left_out:
+                problems.add("a second question of the same id", f"{question.where} (question {question.id})")
+            asked[question.id] = question
+            listed |= question.listed
+        if answered and hidden:
+            problems.add("some questions have answers and some have none", f"{hidden:,} of {answered + hidden:,}")
+        for path in self.files(config.annotations or ()):
+            for id_, image_id, human, where in _annotations(path, problems):
+                question = asked.pop(id_, None)
+                if question is None:
+                    if id_ in done or not (listed or id_ in left_out):
+                        problems.add("annotation of an unknown question, or a second one", f"{where} (question {id_})")
                     continue
-                if id_ not in questions:
-                    problems.add("annotation of an unknown question, or a second one", f"{where} (question {id_})")
-                    continue
-                asked_of, key, text = questions.pop(id_)
-                if image_id != asked_of:
+                if question.image_id not in (None, image_id):
                     problems.add("question and annotation name different images", f"{where} (question {id_})")
-                answers, scores = self.soft_targets(human.answers, vocabulary)
-                meta = {
-                    "answers": list(human.answers),
-                    "answer_type": human.answer_type,
-                    "question_type": human.question_type,
-                }
-                yield Example(id_, (key,), text, answers, scores, meta)
-        for id_ in questions:
+                done.add(id_)
+                question.human = human
+                yield from self._examples(question, vocabulary, problems)
+        for id_ in asked:
             problems.add("question without annotation", f"question {id_}", "Give the annotations of the same split")
         problems.raise_any()
+
+    def _examples(self, question: Question, vocabulary: frozenset[str] | None, problems: Problems) -> Iterator[Example]:
+        """The example of a question, or none where the configuration leaves it out."""
+        human, label = question.human, question.label
+        if label is None:
+            answers, scores = self.soft_targets(human.answers if human else (), vocabulary)
+        else:
+            label = {one: score for one, score in label.items() if one and (vocabulary is None or one in vocabulary)}
+            answers, scores = tuple(label), tuple(label.values())
+        meta = {}
+        if human is not None:
+            meta = {
+                "answers": list(human.answers),
+                "answer_type": human.answer_type,
+                "question_type": human.question_type,
+            }
+        if not any(scores) and (human is not None or question.label is not None):
+            left_out = self.config.without_target == "leave_out"
+            problems.remark(f"questions without a target, {'left out' if left_out else 'kept with weight 0'}")
+            if left_out:
+                return
+        yield Example(question.id, (question.key,), question.text, answers, scores, meta)
 
     def soft_targets(
         self, humans: Sequence[str], vocabulary: frozenset[str] | None = None
@@ -205,57 +205,19 @@ class VQA(Task[VQAConfig]):
     def check_submission(cls, submission: Path, ids: Collection[int | str]) -> None:
         check_results(submission, "question_id", "answer", ids)
 
-    def _questions(self, path: Path, config: VQASplit, problems: Problems) -> Iterator[tuple[str, int | str, str, str]]:
-        """Id, image id, image key and text of each question of a file."""
-        subtype = config.subtype
-        if subtype is None and "{subtype" in config.image_key:
-            subtype = _subtype_of(path, problems.subject)
-        for item, where in items_of(path, "questions", problems):
-            id_ = problems.field(item, "question_id", (int, str), where)
-            image_id = problems.field(item, "image_id", (int, str), where)
-            text = problems.field(item, "question", str, where)
-            if None in (id_, image_id, text):
-                continue
-            try:
-                key = config.image_key.format(image_id=image_id, subtype=subtype)
-            except ValueError as error:
-                problems.add(
-                    f"image_id does not fit image_key {config.image_key!r} ({error})", f"{where} ({image_id!r})"
-                )
-                continue
-            yield str(id_), image_id, key, text
-
-    def _vocabulary(self) -> frozenset[str] | None:
+    def _vocabulary(self, problems: Problems) -> frozenset[str] | None:
         if self.config.answer_list is None:
             return None
-        return frozenset(value if key is None else key for key, value, _ in walk(self.resolve(self.config.answer_list)))
-
-
-def _subtype_of(path: Path, subject: str) -> str:
-    """The `data_subtype` of a questions file. Pictures of test-dev2015 are those of test2015, and called so."""
-    for key, value, _ in walk(path):
-        if key == "data_subtype" and isinstance(value, str):
-            return value.replace("test-dev", "test")
-    raise InputError(
-        f"{subject}.image_key: {{subtype}} is not known, for {path} has no data_subtype. Set {subject}.subtype, e.g. "
-        f"train2014, or an image_key without it, e.g. '{{image_id:012d}}'"
-    )
-
-
-def _karpathy(path: Path, wanted: Sequence[str], problems: Problems) -> set[int]:
-    """COCO ids of the images in some of Karpathy's splits."""
-    names = {*wanted, "restval"} if "train" in wanted else set(wanted)
-    images, found = set(), set()
-    for item, where in items_of(path, "images", problems):
-        id_, subset = problems.field(item, "cocoid", int, where), problems.field(item, "split", str, where)
-        found.add(subset)
-        if subset in names:
-            images.add(id_)
-    if not images:
-        problems.add(
-            "the file has no image of the split", f"{path} has {sorted(map(str, found))}", "Choose with subset"
-        )
-    return images
+        answers = set()
+        for key, value, where in walk(self.resolve(self.config.answer_list)):
+            answer = value if key is None else key
+            if isinstance(answer, str):
+                answers.add(answer)
+            else:
+                problems.add(
+                    "answer_list must be a list of answers, or {answer: number}", f"{where} has {short(answer)}"
+                )
+        return frozenset(answers)
 
 
 def _annotations(path: Path, problems: Problems) -> Iterator[tuple[str, int | str, HumanAnswers, str]]:
@@ -269,5 +231,5 @@ def _annotations(path: Path, problems: Problems) -> Iterator[tuple[str, int | st
         if not answers or not all(isinstance(answer, str) for answer in answers):
             problems.add("'answers' must be a list of {answer: text}, not empty", f"{where} (question {id_})")
             continue
-        types = [item.get("answer_type"), item.get("question_type")]
+        types = [text_or_none(item, name) for name in ("answer_type", "question_type")]
         yield str(id_), item.get("image_id"), HumanAnswers(answers, *types), where
