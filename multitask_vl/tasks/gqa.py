@@ -8,6 +8,7 @@ from typing import Any
 
 from multitask_vl.config.schema import Positive, TaskConfig
 from multitask_vl.errors import InputError
+from multitask_vl.metrics.bootstrap import interval_of_mean
 from multitask_vl.metrics.gqa import GQAQuestion, GQAScores, gqa_scores
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import Example, Paths, Scores, SplitConfig, Task, check_ids, key_template
@@ -99,6 +100,7 @@ class GQA(Task[GQAConfig]):
             groups=found.groups,
             notes=_notes(found),
             version=self.version,
+            intervals={"accuracy": interval_of_mean(list(found.counted.values()), "questions")},
         )
 
     @classmethod
@@ -113,6 +115,7 @@ class GQA(Task[GQAConfig]):
         found: GQAScores = gqa_scores(results, questions)
         return {
             "overall": found.accuracy,
+            "intervals": {"overall": interval_of_mean(list(found.counted.values()), "questions").as_json()},
             "consistency": found.consistency,
             "notes": _notes(found),
             "groups": found.groups,
@@ -143,20 +146,25 @@ def _questions(path: Path, problems: Problems) -> Iterator[tuple[str, dict, str]
             )
         elif id_ is not None:
             yield id_, item, where
-        elif (id_ := problems.field(item, "question_id", (str, int), where)) is not None:
-            yield str(id_), _official(item, where, problems), where
+        elif (found := _official(item, where, problems)) is not None:
+            yield *found, where
 
 
-def _official(item: dict, where: str, problems: Problems) -> dict:
-    """An item of LXMERT's lists as the official files have it."""
-    names = {"img_id": "imageId", "sent": "question"}
-    found = {names[name]: item[name] for name in names if problems.field(item, name, str, where) is not None}
+def _official(item: dict, where: str, problems: Problems) -> tuple[str, dict] | None:
+    """Id and question of an item of LXMERT's lists, with the names that the official files have."""
+    id_ = problems.field(item, "question_id", (str, int), where)
+    question = {
+        "imageId": problems.field(item, "img_id", str, where),
+        "question": problems.field(item, "sent", str, where),
+    }
+    if id_ is None or None in question.values():
+        return None
     if "label" in item and (label := soft_label(item, where, problems)) is not None:
         if list(label.values()) == [1.0]:
-            found["answer"] = next(iter(label))
+            question["answer"] = next(iter(label))
         else:
             problems.add("'label' of GQA must be {the right answer: 1}", f"{where} has {short(item['label'])}")
-    return found
+    return str(id_), question
 
 
 def _scored(item: dict) -> GQAQuestion:
