@@ -38,7 +38,11 @@ def test_vqa_command_equals_the_official_scorer_on_every_question(shared, tmp_pa
     assert found["per_question"] == load(oracle / "expected_per_question.json")
     assert len(found["per_question"]) == 500
     assert {name: found[name] for name in summary} == summary
-    assert "overall 58.32" in capsys.readouterr().out
+    low, high = found["intervals"]["overall"]["interval"]
+    assert 54 < low < 58.32 < high < 63  # 500 questions whose accuracies have a standard deviation of 46
+    said = capsys.readouterr().out
+    assert "overall 58.32" in said
+    assert f"overall: 95 % interval {low:.2f} to {high:.2f}, resampling questions" in said
 
 
 @pytest.mark.parametrize(("agreeing", "expected"), [(0, 0), (1, 0.3), (2, 0.6), (3, 0.9), (4, 1.0), (9, 1.0)])
@@ -138,6 +142,7 @@ def test_nlvr2_consistency_wants_every_picture_of_a_sentence_right():
     assert found.accuracy == 50
     assert found.consistency == pytest.approx(100 / 3)
     assert found.per_item["dev-2-0-0"] == 0
+    assert found.per_sentence == {"dev-1--0": 0, "dev-1--1": 100, "dev-2--0": 0}
 
 
 @pytest.mark.parametrize(
@@ -169,6 +174,8 @@ def test_caption_command_equals_the_official_toolkit(shared, tmp_path, name, ima
         assert set(values) == {"Bleu_4", "METEOR", "ROUGE_L", "CIDEr"}
         for metric, value in values.items():
             assert found["per_image"][image][metric] == pytest.approx(100 * value, abs=1e-3)
+    low, high = found["intervals"]["CIDEr"]["interval"]
+    assert low < found["CIDEr"] < high
     assert found["SPICE"] is None
     assert "stanford-corenlp-3.6.0.jar" in found["notes"]["SPICE"]
 

@@ -10,6 +10,7 @@ from multitask_vl.config.schema import Config, TaskConfig
 from multitask_vl.data.examples import compiled, example_from_row
 from multitask_vl.errors import InputError
 from multitask_vl.evaluation.score import main, read_predictions, score_predictions
+from multitask_vl.metrics.bootstrap import interval_of_mean
 from multitask_vl.registry import TASKS, load_plugins
 from multitask_vl.tasks.base import Task
 from multitask_vl.tasks.build import build_tasks
@@ -45,6 +46,7 @@ def test_vqa_scores_and_submission(tmp_path):
     assert found.metrics["label_score"] == pytest.approx(100 / 3)  # "Blue." is no label as it stands
     assert found.per_example == {"10": 100, "11": 60, "12": 0}
     assert found.groups["answer_type"] == {"other": 53.33}
+    assert found.intervals["accuracy"] == interval_of_mean([100, 60, 0], "questions")
     out = tmp_path / "out" / task.submission_name
     task.submission({"10": "red", "007": "x"}, out)
     assert json.loads(out.read_text()) == [
@@ -66,6 +68,7 @@ def test_gqa_scores_and_submission(tmp_path):
     task = make("gqa", tmp_path, questions=write(tmp_path, "all.json", asked))
     more = scored(task, tmp_path, {"07": "no", "8": "dog", "9": "dog", "10": "cat"})
     assert more.metrics["accuracy"] == pytest.approx(200 / 3)
+    assert more.intervals["accuracy"] == interval_of_mean([0, 100, 100], "questions")  # the balanced ones
     assert more.notes["accuracy"] == "of the 3 balanced questions; 1 others were asked too"
     assert more.notes["consistency"].startswith("1 entailed questions are not in the set")
     task.submission({"07": "no"}, tmp_path / "s.json")
@@ -81,6 +84,8 @@ def test_nlvr2_scores_and_submission(tmp_path, capsys):
     task = make("nlvr2", tmp_path, items=write(tmp_path, "dev.json", NLVR2))
     found = scored(task, tmp_path, {"dev-1-0-0": "true", "dev-1-1-0": "true"})
     assert found.metrics == {"accuracy": 50, "consistency": 0}
+    assert found.intervals["accuracy"] == interval_of_mean([100, 0], "items")
+    assert found.intervals["consistency"] == interval_of_mean([0], "sentences")
     task.submission({"dev-1-0-0": "true", "dev-1-1-0": "false"}, tmp_path / "s.csv")
     assert (tmp_path / "s.csv").read_text() == "dev-1-0-0,True\ndev-1-1-0,False\n"
     with pytest.raises(InputError, match="1 predictions are neither 'true' nor 'false'"):
@@ -103,6 +108,8 @@ def test_caption_scores_and_submission(tmp_path):
     assert found.metrics["Bleu_1"] == pytest.approx(100)
     assert set(found.metrics) == {"Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4", "CIDEr"}
     assert sum(found.per_example.values()) / 4 == pytest.approx(found.metrics["CIDEr"])
+    assert found.intervals["CIDEr"].low < found.metrics["CIDEr"] < found.intervals["CIDEr"].high
+    assert "document frequencies stay those of the whole set" in found.intervals["CIDEr"].resampled
     task.submission({"4": "a cat"}, tmp_path / "s.json")
     assert json.loads((tmp_path / "s.json").read_text()) == [{"image_id": 4, "caption": "a cat"}]
 

@@ -61,6 +61,11 @@ def test_a_run_folder_holds_what_the_readme_says(whole):
     assert set(scores["splits"]["report"]["tasks"]) == {"vqa", "gqa", "nlvr2", "coco_caption"}
     values = [task["value"] for task in scores["splits"]["report"]["tasks"].values()]
     assert scores["splits"]["report"]["average"] == pytest.approx(sum(values) / 4)
+    for entry in scores["splits"]["report"]["tasks"].values():
+        low, high = entry["interval"]
+        assert low <= entry["value"] <= high
+        assert entry["intervals"][entry["headline"]]["level"] == 95
+        assert "submission" not in entry["notes"], "the run found its own submission not valid"
     assert scores["step"] == 12
     assert 0 < scores["parameters"]["trainable"] < scores["parameters"]["total"]
     names = {path.name for path in (whole / "submission" / "report").iterdir()}

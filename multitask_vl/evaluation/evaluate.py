@@ -69,6 +69,7 @@ def _score(collator: Collator, split: str, predictions: dict[str, str], folder: 
     defects = write_submission(task, predictions, folder / "submission" / split / task.submission_name)
     notes = scores.notes | ({"submission": f"not valid: {'; '.join(defects)}"} if defects else {})
     value = scores.metrics[scores.headline]
+    intervals = {name: one.as_json() for name, one in scores.intervals.items()}
     if value is None:
         raise InputError(
             f"tasks.{task.name}: {scores.headline} could not be computed: {scores.notes.get(scores.headline, '')}"
@@ -76,7 +77,9 @@ def _score(collator: Collator, split: str, predictions: dict[str, str], folder: 
     return {
         "headline": scores.headline,
         "value": value,
+        "interval": intervals[scores.headline]["interval"] if scores.headline in intervals else None,
         "metrics": scores.metrics,
+        "intervals": intervals,
         "groups": scores.groups,
         "notes": notes,
         "version": scores.version,

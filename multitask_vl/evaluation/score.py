@@ -76,6 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"{name} {value:.2f}" if isinstance(value, float) else f"{name} {value}" for name, value in shown.items()
         )
     )
+    for name, one in found.get("intervals", {}).items():
+        low, high = one["interval"]
+        print(f"{name}: {one['level']} % interval {low:.2f} to {high:.2f}, resampling {one['resampled']}")
     print(f"written to {given.out}")
 
 

@@ -14,11 +14,13 @@ class NLVR2Scores:
         accuracy: share of right judgements.
         consistency: share of sentences all of whose judgements are right.
         per_item: identifier -> 0 or 100.
+        per_sentence: `sentence_of` an identifier -> 100 if all judgements of the sentence are right, else 0.
     """
 
     accuracy: float
     consistency: float
     per_item: dict[str, float]
+    per_sentence: dict[str, float]
 
 
 def nlvr2_scores(predictions: Mapping[str, bool | None], truth: Mapping[str, bool]) -> NLVR2Scores:
@@ -31,6 +33,7 @@ def nlvr2_scores(predictions: Mapping[str, bool | None], truth: Mapping[str, boo
         accuracy=100 * sum(right.values()) / len(right),
         consistency=100 * sum(map(all, groups.values())) / len(groups),
         per_item={identifier: 100.0 * correct for identifier, correct in right.items()},
+        per_sentence={sentence: 100.0 * all(group) for sentence, group in groups.items()},
     )
 
 

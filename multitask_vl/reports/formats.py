@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import math
 from collections.abc import Sequence
@@ -22,7 +23,15 @@ class Spread:
     std: float | None = None
 
 
-Value = str | int | float | Spread | None
+@dataclass(frozen=True)
+class Range:
+    """An interval."""
+
+    low: float
+    high: float
+
+
+Value = str | int | float | Spread | Range | None
 
 
 @dataclass(frozen=True)
@@ -59,6 +68,8 @@ def cell(value: Value, kind: Kind, minus: str = "-", plus_minus: str = " +- ") -
     if isinstance(value, Spread):
         tail = "" if value.std is None else f"{plus_minus}{value.std:.1f}"
         return cell(value.mean, kind, minus) + tail
+    if isinstance(value, Range):
+        return f"{cell(value.low, kind, minus)} to {cell(value.high, kind, minus)}"
     if isinstance(value, str):
         return value
     # A difference that rounds to nothing has no sign.
@@ -122,6 +133,8 @@ def _latex(table: Table) -> str:
         for value, column in zip(row, table.columns, strict=True):
             if isinstance(value, str) or value is None:
                 cells.append(_escape_latex(cell(value, column.kind)))
+            elif isinstance(value, Range):
+                cells.append("--".join(f"${cell(end, column.kind)}$" for end in (value.low, value.high)))
             else:
                 number = cell(value, column.kind, plus_minus=r" \pm ").replace(",", "{,}")
                 cells.append(f"${number}$")
@@ -136,17 +149,23 @@ def _latex(table: Table) -> str:
 
 
 def _csv(table: Table) -> str:
-    """Full precision, for programs; a column with means gets a neighbour with their standard deviations."""
+    """Full precision, for programs; a column of means or of intervals becomes two."""
     rows = table.rows + table.foot
-    spread = [any(isinstance(row[i], Spread) for row in rows) for i in range(len(table.columns))]
+    ends = [_ends(column.name, [row[i] for row in rows]) for i, column in enumerate(table.columns)]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    names = [[c.name, f"{c.name} std"] if s else [c.name] for c, s in zip(table.columns, spread, strict=True)]
-    writer.writerow([name for pair in names for name in pair])
+    writer.writerow([name for names in ends for name in names])
     for row in rows:
         cells: list[Value] = []
-        for value, wide in zip(row, spread, strict=True):
-            mean, std = (value.mean, value.std) if isinstance(value, Spread) else (value, None)
-            cells += [mean, std] if wide else [mean]
+        for value, names in zip(row, ends, strict=True):
+            pair = dataclasses.astuple(value) if isinstance(value, Spread | Range) else (value, None)
+            cells += pair[: len(names)]
         writer.writerow(["" if value is None else value for value in cells])
     return out.getvalue().rstrip("\n")
+
+
+def _ends(name: str, values: Sequence[Value]) -> list[str]:
+    """The heading or headings of a column in CSV."""
+    if any(isinstance(value, Range) for value in values):
+        return [f"{name} low", f"{name} high"]
+    return [name, f"{name} std"] if any(isinstance(value, Spread) for value in values) else [name]

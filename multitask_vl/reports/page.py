@@ -17,7 +17,7 @@ from multitask_vl.reports.curves import loss_panels, score_panels
 from multitask_vl.reports.formats import cell
 from multitask_vl.reports.gallery import Shelf, gallery
 from multitask_vl.reports.pictures import picture_folders
-from multitask_vl.reports.run import Run, read_run
+from multitask_vl.reports.run import IntervalOf, Run, read_run
 
 ITEMS = 12
 
@@ -137,13 +137,16 @@ def _summary(run: Run, control: Run | None) -> list[dict[str, Any]]:
     for task in run.tasks(split):
         ours = run.scores.splits[split].tasks[task]
         theirs = control.scores.splits[split].tasks[task].value if control else None
-        cards.append(_card(task, ours.headline, ours.value, theirs))
+        interval = ours.intervals.get(ours.headline)
+        cards.append(_card(task, ours.headline, ours.value, theirs, interval))
     average = run.scores.splits[split].average
     theirs = control.scores.splits[split].average if control else None
     return [*cards, _card("average", f"of {len(cards)} tasks", average, theirs)]
 
 
-def _card(name: str, metric: str, value: float | None, control: float | None) -> dict[str, Any]:
+def _card(
+    name: str, metric: str, value: float | None, control: float | None, interval: IntervalOf | None = None
+) -> dict[str, Any]:
     # CIDEr has no top at 100, so its bar is as long as the longer of the two.
     full = max(100.0, value or 0.0, control or 0.0)
     difference = None if value is None or control is None else value - control
@@ -151,6 +154,7 @@ def _card(name: str, metric: str, value: float | None, control: float | None) ->
         "name": name,
         "metric": metric,
         "value": value,
+        "interval": interval,
         "control": control,
         "difference": difference,
         "bar": None if value is None else round(100 * max(value, 0.0) / full, 2),

@@ -22,12 +22,24 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore")
 
 
+class IntervalOf(Record):
+    """The confidence interval of a metric, 0-100: of which level in percent, and what was resampled for it."""
+
+    interval: tuple[float, float]
+    level: float = 95
+    resampled: str
+
+
 class TaskScores(Record):
-    """Scores of one task on one split, 0-100. A value of None was not computed; `notes` says why."""
+    """Scores of one task on one split, 0-100. A value of None was not computed; `notes` says why.
+
+    Runs of older versions have no intervals.
+    """
 
     headline: str
     value: float | None
     metrics: dict[str, float | None] = {}
+    intervals: dict[str, IntervalOf] = {}
     groups: dict[str, dict[str, float | None]] = {}
     notes: dict[str, str] = {}
     version: int = 1

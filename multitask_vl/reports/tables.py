@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,8 +11,8 @@ from typing import Literal
 
 from multitask_vl.errors import InputError, exits_cleanly
 from multitask_vl.reports.control import check_control, flat
-from multitask_vl.reports.formats import FORMATS, Column, Spread, Table, Value, render
-from multitask_vl.reports.run import Run, TaskScores, evaluate_command, read_run
+from multitask_vl.reports.formats import FORMATS, Column, Range, Spread, Table, Value, render
+from multitask_vl.reports.run import IntervalOf, Run, TaskScores, evaluate_command, read_run
 
 
 def score_table(run: Run | Path | str, control: Run | Path | str | None = None, split: str | None = None) -> str:
@@ -43,7 +44,7 @@ def pick_split(run: Run, split: str | None) -> str:
 
 
 def scores_of(run: Run, split: str, control: Run | None = None) -> Table:
-    """Headline scores of a split by task, with the average as foot."""
+    """Headline scores of a split by task, with their intervals where the run has them, and the average as foot."""
     rows = []
     for task, ours in _tasks(run, split):
         row: list[Value] = [task, f"{ours.headline} v{ours.version}", ours.count, ours.value]
@@ -52,7 +53,8 @@ def scores_of(run: Run, split: str, control: Run | None = None) -> Table:
     foot_row = _with_control(foot, control and control.scores.splits[split].average, control)
     columns = (Column("task", "text"), Column("metric", "text"), Column("items", "count"), Column("score"))
     title = f"{run.name}, split {split}, step {run.steps:,}"
-    return Table(title, _columns(columns, control), tuple(rows), (foot_row,), notes_of(run, split, "absent"))
+    table = Table(title, _columns(columns, control), tuple(rows), (foot_row,), notes_of(run, split, "absent"))
+    return _with_intervals(table, [(task, ours.intervals.get(ours.headline)) for task, ours in _tasks(run, split)])
 
 
 def notes_of(run: Run, split: str, which: Literal["headline", "absent", "all"]) -> tuple[str, ...]:
@@ -75,14 +77,16 @@ def notes_of(run: Run, split: str, which: Literal["headline", "absent", "all"]) 
 
 def metrics_of(run: Run, split: str, control: Run | None = None) -> Table:
     """Every metric of every task on a split, the headline ones included."""
-    rows = []
+    rows, intervals = [], []
     for task, ours in _tasks(run, split):
         theirs = control.scores.splits[split].tasks[task].metrics if control else {}
         for metric, value in ({ours.headline: ours.value} | ours.metrics).items():
             rows.append(_with_control([task, metric, value], theirs.get(metric), control))
+            intervals.append((f"{task} {metric}", ours.intervals.get(metric)))
     columns = (Column("task", "text"), Column("metric", "text"), Column("score"))
     notes = notes_of(run, split, "all")
-    return Table(f"All metrics, split {split}", _columns(columns, control), tuple(rows), notes=notes)
+    table = Table(f"All metrics, split {split}", _columns(columns, control), tuple(rows), notes=notes)
+    return _with_intervals(table, intervals)
 
 
 def groups_of(run: Run, split: str, control: Run | None = None) -> dict[str, list[Table]]:
@@ -170,6 +174,30 @@ def _with_control(row: list[Value], theirs: float | None, control: Run | None) -
         return tuple(row)
     ours = row[-1]
     return (*row, theirs, None if ours is None or theirs is None else ours - theirs)
+
+
+def _with_intervals(table: Table, intervals: Sequence[tuple[str, IntervalOf | None]]) -> Table:
+    """A table with the interval of each row behind its score, and a note on what they are; as it is where none has one.
+
+    Args:
+        intervals: what the note calls a row, and its interval, for each row of the table's body.
+    """
+    known = [(name, one) for name, one in intervals if one is not None]
+    if not known:
+        return table
+    at = [column.name for column in table.columns].index("score") + 1
+    ranges = [None if one is None else Range(*one.interval) for _, one in intervals]
+    rows = tuple((*row[:at], one, *row[at:]) for row, one in zip(table.rows, ranges, strict=True))
+    foot = tuple((*row[:at], None, *row[at:]) for row in table.foot)
+    level = f"{known[0][1].level:g} % interval"
+    drawn = ", ".join(f"{name} {one.resampled}" for name, one in known)
+    return dataclasses.replace(
+        table,
+        columns=(*table.columns[:at], Column(level), *table.columns[at:]),
+        rows=rows,
+        foot=foot,
+        notes=(*table.notes, f"{level}: percentile bootstrap over {drawn}; the draw of seeds is not in it"),
+    )
 
 
 def _shared_columns(runs: Sequence[Run], split: str) -> dict[str, str]:

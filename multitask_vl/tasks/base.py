@@ -16,6 +16,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from multitask_vl.config.schema import DecodingConfig, Positive, Section, TaskConfig
 from multitask_vl.errors import InputError
+from multitask_vl.metrics.bootstrap import Interval
 from multitask_vl.tasks.files import Problems
 
 C = TypeVar("C", bound=TaskConfig)
@@ -91,6 +92,7 @@ class Scores:
         groups: breakdown name (answer_type, ...) -> group -> value.
         notes: metric -> why it is None, and other remarks.
         version: the task's scoring version.
+        intervals: metric -> its confidence interval, for the headline at least where it is a mean.
     """
 
     headline: str
@@ -99,6 +101,7 @@ class Scores:
     groups: dict[str, dict[str, float]] = field(default_factory=dict)
     notes: dict[str, str] = field(default_factory=dict)
     version: int = 1
+    intervals: dict[str, Interval] = field(default_factory=dict)
 
 
 class Task(ABC, Generic[C]):

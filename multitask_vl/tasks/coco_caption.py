@@ -11,6 +11,7 @@ import torch
 from pydantic import field_validator
 
 from multitask_vl.config.schema import DecodingConfig, Positive, TaskConfig
+from multitask_vl.metrics.bootstrap import Interval, interval_of_mean
 from multitask_vl.metrics.caption import SCORERS, CaptionScores, caption_scores
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import Example, Names, Paths, Scores, SplitConfig, Task, check_ids, key_template
@@ -136,6 +137,7 @@ class CocoCaption(Task[CaptionConfig]):
             },
             notes=found.notes,
             version=self.version,
+            intervals=_intervals(found),
         )
 
     @classmethod
@@ -152,7 +154,13 @@ class CocoCaption(Task[CaptionConfig]):
         results = read_results(predictions, "image_id", "caption", str(predictions))
         check_ids(texts, results, str(predictions))
         found: CaptionScores = caption_scores(texts, results, options.get("caption_tokenizer", "ptb"))
-        return {**found.corpus, "notes": found.notes, "images": len(results), "per_image": found.per_image}
+        return {
+            **found.corpus,
+            "intervals": {name: one.as_json() for name, one in _intervals(found).items()},
+            "notes": found.notes,
+            "images": len(results),
+            "per_image": found.per_image,
+        }
 
     def submission(self, predictions: Mapping[str, str], path: Path) -> None:
         results = [{"image_id": official_id(id_), "caption": one_line(text)} for id_, text in predictions.items()]
@@ -171,6 +179,14 @@ class CocoCaption(Task[CaptionConfig]):
     @classmethod
     def check_submission(cls, submission: Path, ids: Collection[int | str]) -> None:
         check_results(submission, "image_id", "caption", ids)
+
+
+def _intervals(found: CaptionScores) -> dict[str, Interval]:
+    """Of CIDEr, the only headline; a resampled set would have document frequencies of its own."""
+    if found.corpus.get("CIDEr") is None:
+        return {}
+    values = [of_image["CIDEr"] for of_image in found.per_image.values()]
+    return {"CIDEr": interval_of_mean(values, "images (document frequencies stay those of the whole set)")}
 
 
 def _images(path: Path, config: CaptionSplit, split: str, problems: Problems) -> Iterator[_Image]:

@@ -12,6 +12,7 @@ from pydantic import Field
 from multitask_vl.config.schema import DecodingConfig, TaskConfig
 from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError
+from multitask_vl.metrics.bootstrap import Interval, interval_of_mean
 from multitask_vl.metrics.nlvr2 import NLVR2Scores, nlvr2_scores
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import Example, Paths, Scores, SplitConfig, Task, check_ids, key_template
@@ -113,6 +114,7 @@ class NLVR2(Task[NLVR2Config]):
             metrics={"accuracy": found.accuracy, "consistency": found.consistency},
             per_example=found.per_item,
             version=self.version,
+            intervals=_intervals(found),
         )
 
     @classmethod
@@ -129,7 +131,13 @@ class NLVR2(Task[NLVR2Config]):
         results = _results(predictions)
         check_ids(truth, results, str(predictions))
         found: NLVR2Scores = nlvr2_scores(results, truth)
-        return {"overall": found.accuracy, "consistency": found.consistency, "per_item": found.per_item}
+        intervals = {name: one.as_json() for name, one in _intervals(found).items()}
+        return {
+            "overall": found.accuracy,
+            "consistency": found.consistency,
+            "intervals": {"overall": intervals["accuracy"], "consistency": intervals["consistency"]},
+            "per_item": found.per_item,
+        }
 
     def submission(self, predictions: Mapping[str, str], path: Path) -> None:
         unread = [id_ for id_, text in predictions.items() if text not in _TRUTH]
@@ -148,6 +156,13 @@ class NLVR2(Task[NLVR2Config]):
     @classmethod
     def check_submission(cls, submission: Path, ids: Collection[int | str]) -> None:
         check_lines(submission, _LINE, "identifier,True or identifier,False", "identifier", map(str, ids))
+
+
+def _intervals(found: NLVR2Scores) -> dict[str, Interval]:
+    return {
+        "accuracy": interval_of_mean(list(found.per_item.values()), "items"),
+        "consistency": interval_of_mean(list(found.per_sentence.values()), "sentences"),
+    }
 
 
 def _label(item: dict, where: str, problems: Problems) -> bool | None:

@@ -12,6 +12,7 @@ import torch
 
 from multitask_vl.config.schema import Positive, Share, TaskConfig
 from multitask_vl.errors import InputError
+from multitask_vl.metrics.bootstrap import interval_of_mean
 from multitask_vl.metrics.vqa_accuracy import HumanAnswers, vqa_accuracy
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import Example, Scores, Task, check_ids
@@ -169,6 +170,7 @@ class VQA(Task[VQAConfig]):
             },
             notes={"label_score": "mean soft score of the target that equals the prediction; no normalisation"},
             version=self.version,
+            intervals={"accuracy": interval_of_mean(list(found.per_question.values()), "questions")},
         )
 
     @classmethod
@@ -184,6 +186,7 @@ class VQA(Task[VQAConfig]):
         found = vqa_accuracy(results, humans)
         return {
             "overall": found.overall,
+            "intervals": {"overall": interval_of_mean(list(found.per_question.values()), "questions").as_json()},
             "perAnswerType": found.per_answer_type,
             "perQuestionType": found.per_question_type,
             "per_group": found.per_group,

@@ -13,8 +13,9 @@ import yaml
 from multitask_vl.errors import InputError
 from multitask_vl.reports import tables
 from multitask_vl.reports.control import check_control
-from multitask_vl.reports.formats import Column, Spread, Table, cell, render
+from multitask_vl.reports.formats import Column, Range, Spread, Table, cell, render
 from multitask_vl.reports.gallery import gallery
+from multitask_vl.reports.page import report
 from multitask_vl.reports.run import read_run
 from tests.reports.run_folders import HEADLINES, STEPS
 
@@ -271,3 +272,47 @@ def test_tables_command(place, capsys):
     assert (row["run"], row["seeds"]) == ("full", "2")
     assert tables.main([full, full]) == 2
     assert "one configuration with one seed (42)" in capsys.readouterr().err
+
+
+# ---- intervals
+
+
+def with_intervals(scores) -> None:
+    images = "images (document frequencies stay those of the whole set)"
+    for name, task in scores["splits"]["report"]["tasks"].items():
+        what = images if name == "coco_caption" else "questions"
+        about = {"interval": [task["value"] - 1.25, task["value"] + 2], "level": 95, "resampled": what}
+        task |= {"interval": about["interval"], "intervals": {task["headline"]: about}}
+    scores["splits"]["report"]["tasks"]["vqa"] |= {"interval": None, "intervals": {}}
+
+
+def test_intervals_stand_beside_scores_and_say_what_was_resampled(place, copy):
+    folder = copy("full")
+    edit_json(folder / "scores.json", with_intervals)
+    run, blind = read_run(folder), read_run(place / "runs" / "blind")
+    table = tables.scores_of(run, "report", blind)
+    assert [column.name for column in table.columns][3:6] == ["score", "95 % interval", "blind control"]
+    value = run.scores.splits["report"].tasks["gqa"].value
+    assert table.rows[0][4] is None
+    assert table.rows[1][3:5] == (value, Range(value - 1.25, value + 2))
+    assert table.foot[0][4] is None
+    words = render(table, "text").splitlines()[4].split()
+    assert words[5:8] == [f"{value - 1.25:.1f}", "to", f"{value + 2:.1f}"]
+    assert table.notes[-1] == (
+        "95 % interval: percentile bootstrap over gqa questions, nlvr2 questions, coco_caption images (document "
+        "frequencies stay those of the whole set); the draw of seeds is not in it"
+    )
+    assert f"${value - 1.25:.1f}$--${value + 2:.1f}$" in render(table, "latex")
+    rows = list(csv.DictReader(io.StringIO(render(table, "csv"))))
+    assert (rows[1]["95 % interval low"], rows[1]["95 % interval high"]) == (str(value - 1.25), str(value + 2))
+    assert rows[0]["95 % interval low"] == ""
+    assert "coco_caption CIDEr images" in tables.metrics_of(run, "report").notes[-1]
+    page = report(run, items=0)
+    assert f"95 % interval {value - 1.25:.1f} to {value + 2:.1f}</p>" in page
+    assert page.count(" % interval ") == 3
+
+
+def test_a_run_without_intervals_reads_as_before(place):
+    table = tables.scores_of(read_run(place / "runs" / "full"), "report")
+    assert [column.name for column in table.columns] == ["task", "metric", "items", "score"]
+    assert "interval" not in report(read_run(place / "runs" / "full"), items=0)
