@@ -1,0 +1,52 @@
+"""Do two processes give the gradients of one? Run by torchrun; prints a line of JSON: case -> largest difference."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from tests.method_cases import CASES, Case
+from tests.tiny_models import TASKS, loss_of, shaken, tiny_batch
+
+
+def difference(case: Case) -> float:
+    """Largest difference between the gradients of two halves of a batch, averaged by the processes, and of the whole.
+
+    Relative to the largest gradient of the tensor where that is above 1. A tensor that has a gradient in one of the two
+    and not in the other counts as infinitely different.
+    """
+    rank, world = dist.get_rank(), dist.get_world_size()
+    alone, together = shaken(case.model()), shaken(case.model())
+    # a step of one task leaves the other tasks' tensors without gradient, as in training
+    wrapped = DistributedDataParallel(together, find_unused_parameters=True)
+    batch = tiny_batch(TASKS[0], rows=2)
+    loss_of(alone, batch).backward()
+    # processes average, these are shares of a sum
+    (wrapped(batch.rows_slice(rank, rank + 1)).sum() * world).backward()
+    worst = 0.0
+    for name, parameter in alone.trainable().items():
+        own, other = parameter.grad, together.trainable()[name].grad
+        if (own is None) != (other is None):
+            # what only reaches the other task: no gradient alone, zeros or none where processes agreed on it
+            worst = max(worst, float("inf") if own is not None or other.abs().max() > 0 else 0.0)
+        elif own is not None:
+            worst = max(worst, float((own - other).abs().max() / own.abs().max().clamp(min=1)))
+    return worst
+
+
+def main() -> None:
+    """Every case that lies on this share of the table."""
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    found = {case.label: difference(case) for case in CASES}
+    if dist.get_rank() == 0:
+        print(json.dumps({"world": dist.get_world_size(), "differences": found}))
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
