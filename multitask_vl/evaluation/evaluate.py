@@ -15,7 +15,7 @@ from multitask_vl.evaluation.predict import predict, write_predictions
 from multitask_vl.evaluation.score import score_predictions
 from multitask_vl.evaluation.submission import write_submission
 from multitask_vl.models.seq2seq import VLSeq2Seq
-from multitask_vl.tasks.base import Scores
+from multitask_vl.tasks.base import HiddenAnswers, Scores
 from multitask_vl.tasks.files import write_json
 
 
@@ -36,6 +36,7 @@ def evaluate(
 
     Returns:
         split -> {"tasks": {task: ...}, "average": mean of the headline scores}, on the main process; elsewhere empty.
+        The value of a task whose split hides its answers is None, and then so is the average.
     """
     results = {}
     for split, collators in splits.items():
@@ -47,13 +48,17 @@ def evaluate(
         accelerator.wait_for_everyone()
         if scored:
             values = [entry["value"] for entry in scored.values()]
-            results[split] = {"tasks": scored, "average": sum(values) / len(values)}
-            table = ", ".join(f"{task} {entry['value']:.1f}" for task, entry in scored.items())
-            say(f"{split}: {table}, average {results[split]['average']:.1f}")
+            results[split] = {"tasks": scored, "average": None if None in values else sum(values) / len(values)}
+            told = {task: entry["value"] for task, entry in scored.items()} | {"average": results[split]["average"]}
+            say(f"{split}: {', '.join(f'{name} {_one_decimal(value)}' for name, value in told.items())}")
             for task, entry in scored.items():
                 if "submission" in entry["notes"]:
                     say(f"{split}, {task}: submission {entry['notes']['submission']}")
     return results
+
+
+def _one_decimal(value: float | None) -> str:
+    return "not scored" if value is None else f"{value:.1f}"
 
 
 def _score(collator: Collator, split: str, predictions: dict[str, str], folder: Path, config: EvaluationConfig) -> dict:
@@ -61,22 +66,22 @@ def _score(collator: Collator, split: str, predictions: dict[str, str], folder: 
     path = folder / "predictions" / task.name / f"{split}.jsonl"
     write_predictions(path, collator, predictions)
     rows = collator.table.to_list()
-    scores: Scores = score_predictions(
-        task, [example_from_row(row) for row in rows], path, caption_tokenizer=config.caption_tokenizer
-    )
-    write_json(path.with_suffix(".per_example.json"), scores.per_example)
     # the scores of hours of training are not to be lost over a file that can be written again
     defects = write_submission(task, predictions, folder / "submission" / split / task.submission_name)
+    examples = [example_from_row(row) for row in rows]
+    try:
+        scores = score_predictions(task, examples, path, caption_tokenizer=config.caption_tokenizer)
+        if scores.metrics[scores.headline] is None:
+            why = scores.notes.get(scores.headline, "")
+            raise InputError(f"tasks.{task.name}: {scores.headline} could not be computed: {why}")
+    except HiddenAnswers as error:
+        scores = Scores(task.headline, {task.headline: None}, notes={task.headline: str(error)}, version=task.version)
+    write_json(path.with_suffix(".per_example.json"), scores.per_example)
     notes = scores.notes | ({"submission": f"not valid: {'; '.join(defects)}"} if defects else {})
-    value = scores.metrics[scores.headline]
     intervals = {name: one.as_json() for name, one in scores.intervals.items()}
-    if value is None:
-        raise InputError(
-            f"tasks.{task.name}: {scores.headline} could not be computed: {scores.notes.get(scores.headline, '')}"
-        )
     return {
         "headline": scores.headline,
-        "value": value,
+        "value": scores.metrics[scores.headline],
         "interval": intervals[scores.headline]["interval"] if scores.headline in intervals else None,
         "metrics": scores.metrics,
         "intervals": intervals,

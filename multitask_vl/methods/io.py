@@ -119,7 +119,11 @@ def add_scores(folder: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
     record = read_record(folder)
     kept = ("headline", "value", "count", "version")
     scores = {
-        split: {task: {key: entry[key] for key in kept} for task, entry in result["tasks"].items()}
+        split: {
+            task: {key: entry[key] for key in kept}
+            for task, entry in result["tasks"].items()
+            if entry["value"] is not None
+        }
         for split, result in splits.items()
     }
     _write_record(Path(folder), {**record, "run": {**record["run"], "scores": scores}})

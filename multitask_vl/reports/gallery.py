@@ -79,14 +79,14 @@ def choose(predictions: Sequence[Prediction], count: int) -> list[Prediction]:
 
 
 def gallery(run: Run, split: str, count: int, folders: Sequence[Path]) -> list[Shelf]:
-    """The examples to show for every task of a split, their pictures taken from ``folders``.
+    """The examples to show for every task of a split that was scored, their pictures taken from ``folders``.
 
     Raises:
         InputError: prediction files are missing or malformed, all of them told at once.
     """
     problems: list[str] = []
     predictions: dict[str, list[Prediction]] = {}
-    for task in run.tasks(split):
+    for task in (task for task in run.tasks(split) if run.scores.splits[split].tasks[task].value is not None):
         try:
             predictions[task] = run.predictions(task, split)
         except InputError as error:

@@ -104,6 +104,13 @@ class Scores:
     intervals: dict[str, Interval] = field(default_factory=dict)
 
 
+class HiddenAnswers(InputError):
+    """A split without its answers cannot be scored here; its submission is for the server that has them."""
+
+    def __init__(self, task: str):
+        super().__init__(f"tasks.{task}: the split hides its answers; send the submission file to the server")
+
+
 class Task(ABC, Generic[C]):
     """One task: data, prompt, target, loss, decoding, metric and submission, in one file.
 
@@ -244,6 +251,8 @@ class Task(ABC, Generic[C]):
     @abstractmethod
     def score(self, examples: Sequence[Example], predictions: Mapping[str, str], **options: Any) -> Scores:
         """Score predictions (id -> text) of a split; ids must be exactly those of ``examples`` (InputError otherwise).
+
+        A split that hides its answers raises HiddenAnswers: it is predicted and its submission written all the same.
 
         ``options`` are the keys of `EvaluationConfig` that scoring may use (``caption_tokenizer``).
         """

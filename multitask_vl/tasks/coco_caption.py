@@ -14,7 +14,17 @@ from multitask_vl.config.schema import DecodingConfig, Positive, TaskConfig
 from multitask_vl.metrics.bootstrap import Interval, interval_of_mean
 from multitask_vl.metrics.caption import SCORERS, CaptionScores, caption_scores
 from multitask_vl.registry import TASKS
-from multitask_vl.tasks.base import Example, Names, Paths, Scores, SplitConfig, Task, check_ids, key_template
+from multitask_vl.tasks.base import (
+    Example,
+    HiddenAnswers,
+    Names,
+    Paths,
+    Scores,
+    SplitConfig,
+    Task,
+    check_ids,
+    key_template,
+)
 from multitask_vl.tasks.files import Problems, items_of, official_id, read_results, walk, write_json
 from multitask_vl.tasks.layouts import key_of
 from multitask_vl.tasks.submissions import check_results, ids_of, one_line
@@ -123,6 +133,8 @@ class CocoCaption(Task[CaptionConfig]):
 
     def score(self, examples: Sequence[Example], predictions: Mapping[str, str], **options: Any) -> Scores:
         texts = self.ordered(examples, predictions)
+        if not any(example.answers for example in examples):
+            raise HiddenAnswers(self.name)
         found = caption_scores(
             {e.id: e.answers for e in examples},
             {e.id: text for e, text in zip(examples, texts, strict=True)},

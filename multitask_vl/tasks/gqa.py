@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from multitask_vl.config.schema import Positive, TaskConfig
-from multitask_vl.errors import InputError
 from multitask_vl.metrics.bootstrap import interval_of_mean
 from multitask_vl.metrics.gqa import GQAQuestion, GQAScores, gqa_scores
 from multitask_vl.registry import TASKS
-from multitask_vl.tasks.base import Example, Paths, Scores, SplitConfig, Task, check_ids, key_template
+from multitask_vl.tasks.base import Example, HiddenAnswers, Paths, Scores, SplitConfig, Task, check_ids, key_template
 from multitask_vl.tasks.files import Problems, read_results, short, walk, write_json
 from multitask_vl.tasks.layouts import soft_label
 from multitask_vl.tasks.submissions import check_results, ids_of, one_line
@@ -85,7 +84,7 @@ class GQA(Task[GQAConfig]):
     def score(self, examples: Sequence[Example], predictions: Mapping[str, str], **options: Any) -> Scores:
         texts = self.ordered(examples, predictions)
         if not all(example.answers for example in examples):
-            raise InputError(f"tasks.{self.name}: the split hides its answers; send the submission file to the server")
+            raise HiddenAnswers(self.name)
         found = gqa_scores(
             {e.id: text for e, text in zip(examples, texts, strict=True)},
             {

@@ -15,7 +15,7 @@ from multitask_vl.errors import InputError
 from multitask_vl.metrics.bootstrap import Interval, interval_of_mean
 from multitask_vl.metrics.nlvr2 import NLVR2Scores, nlvr2_scores
 from multitask_vl.registry import TASKS
-from multitask_vl.tasks.base import Example, Paths, Scores, SplitConfig, Task, check_ids, key_template
+from multitask_vl.tasks.base import Example, HiddenAnswers, Paths, Scores, SplitConfig, Task, check_ids, key_template
 from multitask_vl.tasks.files import Problems, json_lines, lines, records
 from multitask_vl.tasks.layouts import key_of
 from multitask_vl.tasks.submissions import check_lines, ids_of
@@ -104,7 +104,7 @@ class NLVR2(Task[NLVR2Config]):
     def score(self, examples: Sequence[Example], predictions: Mapping[str, str], **options: Any) -> Scores:
         texts = self.ordered(examples, predictions)
         if not all(example.answers for example in examples):
-            raise InputError(f"tasks.{self.name}: the split hides its labels; send the submission file to the server")
+            raise HiddenAnswers(self.name)
         found = nlvr2_scores(
             {e.id: _TRUTH.get(text) for e, text in zip(examples, texts, strict=True)},
             {e.id: _TRUTH[e.answers[0]] for e in examples},

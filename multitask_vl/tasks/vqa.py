@@ -11,11 +11,10 @@ import numpy as np
 import torch
 
 from multitask_vl.config.schema import Positive, Share, TaskConfig
-from multitask_vl.errors import InputError
 from multitask_vl.metrics.bootstrap import interval_of_mean
 from multitask_vl.metrics.vqa_accuracy import HumanAnswers, vqa_accuracy
 from multitask_vl.registry import TASKS
-from multitask_vl.tasks.base import Example, Scores, Task, check_ids
+from multitask_vl.tasks.base import Example, HiddenAnswers, Scores, Task, check_ids
 from multitask_vl.tasks.files import Problems, items_of, official_id, read_results, short, walk, write_json
 from multitask_vl.tasks.layouts import text_or_none
 from multitask_vl.tasks.submissions import check_results, ids_of, one_line
@@ -150,7 +149,7 @@ class VQA(Task[VQAConfig]):
     def score(self, examples: Sequence[Example], predictions: Mapping[str, str], **options: Any) -> Scores:
         texts = self.ordered(examples, predictions)
         if any("answers" not in example.meta for example in examples):
-            raise InputError(f"tasks.{self.name}: the split hides its answers; send the submission file to the server")
+            raise HiddenAnswers(self.name)
         humans = {
             e.id: HumanAnswers(e.meta["answers"], e.meta["answer_type"], e.meta["question_type"]) for e in examples
         }

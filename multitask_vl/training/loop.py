@@ -190,8 +190,8 @@ def _evaluate_during(run: Run, accelerator: Accelerator, progress: Progress) -> 
 
 
 def _headlines(result: dict) -> dict[str, float]:
-    """Task -> headline score, of one split's results."""
-    return {name: entry["value"] for name, entry in result["tasks"].items()}
+    """Task -> headline score, of one split's results; without tasks whose split hides its answers."""
+    return {name: entry["value"] for name, entry in result["tasks"].items() if entry["value"] is not None}
 
 
 def _finish(run: Run, accelerator: Accelerator, metrics: Metrics | None, total: int, progress: Progress) -> dict:
