@@ -73,8 +73,11 @@ class Problems:
             )
 
 
-def walk(path: Path) -> Iterator[tuple[str | None, Any, str]]:
+def walk(path: Path, whole: bool = False) -> Iterator[tuple[str | None, Any, str]]:
     """The entries of a JSON file in a streaming way, so that a file of a gigabyte costs megabytes.
+
+    Args:
+        whole: an object's members come whole, lists among them too.
 
     Yields:
         key, value, where. For a list: its items under the key None. For an object: its members, but a member that is a
@@ -90,7 +93,7 @@ def walk(path: Path) -> Iterator[tuple[str | None, Any, str]]:
             yield from ((None, value, where) for value, where in text.items())
         elif start == "{":
             for key in text.members():
-                if text.peek() == "[":
+                if text.peek() == "[" and not whole:
                     yield from ((key, value, where) for value, where in text.items())
                 else:
                     where = text.where()
@@ -291,7 +294,8 @@ def _opened(path: Path) -> Iterator[io.TextIOBase]:
             with io.TextIOWrapper(gzip.GzipFile(fileobj=raw) if packed else raw, encoding="utf-8-sig") as file:
                 yield file
     except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8 text (byte 0x{error.object[error.start]:02x}: {error.reason})") from None
+        what = f"not UTF-8 text (byte 0x{error.object[error.start]:02x}: {error.reason})"
+        raise InputError(f"{path}: broken gzip, or in it {what}. {_MEND}" if packed else f"{path}: {what}") from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise InputError(f"{path}: broken gzip: {error}. {_MEND}") from None
     except OSError as error:

@@ -138,7 +138,7 @@ class GQA(Task[GQAConfig]):
 
 def _questions(path: Path, problems: Problems) -> Iterator[tuple[str, dict, str]]:
     """Id, question and place of each member of a question file; LXMERT's items with the official names."""
-    for id_, item, where in walk(path):
+    for id_, item, where in walk(path, whole=True):
         if not isinstance(item, dict):
             problems.add(
                 "an object {question id: {imageId, question, answer, ...}} or LXMERT's list is expected", where
