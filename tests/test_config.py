@@ -103,6 +103,9 @@ def test_a_later_file_replaces_another_method_and_merges_with_its_own(folder):
     (folder / "other.yaml").write_text("compose: [run.yaml]\nmethod: {name: thick}\n")
     (folder / "same.yaml").write_text("compose: [run.yaml]\nmethod: {scale: 2}\n")
     (folder / "list.yaml").write_text("compose: [run.yaml]\nmethod:\n  - {name: thin}\n  - {name: thick, depth: 3}\n")
+    (folder / "piece.yaml").write_text("method: {name: thin, scale: 7}\n")
+    (folder / "pieces.yaml").write_text("compose: [run.yaml, piece.yaml]\nmethod: {rank: 3}\n")
+    assert load_config("pieces.yaml").method[0].model_dump() == {"name": "thin", "rank": 3, "scale": 7.0}
     assert load_config("other.yaml").method[0].model_dump() == {"name": "thick", "depth": 2}
     assert load_config("same.yaml").method[0].model_dump() == {"name": "thin", "rank": 8, "scale": 2.0}
     assert [m.name for m in load_config("list.yaml").method] == ["thin", "thick"]

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from multitask_vl.config import load_config
-from multitask_vl.registry import ROUTING
+from multitask_vl.registry import METHODS, ROUTING
 from tests import tiny_run
 from tests.test_parameters import PUBLISHED
 
@@ -95,12 +95,17 @@ def test_the_yaml_that_is_shown_loads(tmp_path):
 
 def test_the_routing_functions_that_are_shown_are_those_there_are(monkeypatch, tmp_path):
     table = README[README.index("`routing.function` is one of") : README.index("for all tasks, or per task")]
-    assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == ["none", "mul", "add", "mm1", "mm2", "mm1_relu"]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(ROUTING.names())
     monkeypatch.setattr(ROUTING, "_entries", dict(ROUTING._entries))
     module = tmp_path / "minus.py"
     module.write_text(re.search(r"```python\n(from multitask_vl.registry import ROUTING.*?)```", README, re.DOTALL)[1])
     runpy.run_path(str(module))
     assert ROUTING.get("minus")(3, 1) == 2
+
+
+def test_the_methods_that_are_shown_are_those_there_are():
+    table = README[README.index("| `method:` |") : README.index("All of them run on BART and on T5")]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(METHODS.names())
 
 
 def test_what_is_named_exists():

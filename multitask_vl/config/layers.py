@@ -22,15 +22,19 @@ def read_layers(path: Path, problems: list[str]) -> Node | None:
     Returns:
         None where a file could not be read, since errors about the rest would mislead.
     """
-    return _read(Path(path), problems, ())
+    whole = _read(Path(path), problems, ())
+    method = whole.value.get("method") if whole is not None else None
+    if method is None or not isinstance(method.value, dict):
+        return whole
+    return Node({**whole.value, "method": Node([method], method.origin)}, whole.origin)
 
 
 def lay_over(below: Node | None, above: Node, problems: list[str], at: tuple[str, ...] = ()) -> Node:
     """One layer over another: mappings merge key by key, everything else (lists too) is replaced.
 
-    `method` is normalised to a list. A single mapping of a later layer merges with the single method below if it has
-    the same name or none, and replaces it otherwise, so that no key of the other method lingers. Command-line
-    overrides reach into a list by position (``method.0.rank``).
+    `method` is a mapping or a list. A mapping of a later layer merges with the single method below if it has the same
+    name or none, and replaces it otherwise, so that no key of the other method lingers. Command-line overrides reach
+    into a list by position (``method.0.rank``).
     """
     if at == ("method",):
         return _lay_method(below, above, problems)
@@ -117,7 +121,7 @@ def _composed(own: Node, problems: list[str]) -> Sequence[Node]:
 
 
 def _lay_method(below: Node | None, above: Node, problems: list[str]) -> Node:
-    under = below.value if below is not None and isinstance(below.value, list) else []
+    under = [] if below is None else below.value if isinstance(below.value, list) else [below]
     if _positions(above):
         return _lay_items(Node(under, above.origin), above, problems, ("method",))
     if not isinstance(above.value, dict):
@@ -128,7 +132,8 @@ def _lay_method(below: Node | None, above: Node, problems: list[str]) -> Node:
             "on the command line, or write the whole list again"
         )
         return Node(under, above.origin)
-    return Node([_lay_one_method(under[0] if len(under) == 1 else None, above, problems)], above.origin)
+    one = _lay_one_method(under[0] if len(under) == 1 else None, above, problems)
+    return Node([one], above.origin) if below is not None and isinstance(below.value, list) else one
 
 
 def _lay_one_method(below: Node | None, above: Node, problems: list[str]) -> Node:
