@@ -122,14 +122,12 @@ def too_long(task: Task, table: Dataset, tokenizer, split: str, with_targets: bo
     return problems, cut
 
 
-def missing_features(task: Task, table: Dataset, store: FeatureStore, split: str) -> list[str]:
-    """Problems with image keys of a split that the feature store does not hold."""
-    keys = image_keys(table)
-    missing = store.missing(keys)
+def missing_features(task: Task, missing: Sequence[str], asked: int, split: str) -> list[str]:
+    """Problems with image keys of a split that the feature store does not hold: ``missing`` of ``asked``."""
     if not missing:
         return []
     return [
-        f"tasks.{task.name}: {len(missing)} of {len(keys):,} image keys of split '{split}' are missing in the feature "
+        f"tasks.{task.name}: {len(missing):,} of {asked:,} image keys of split '{split}' are missing in the feature "
         f"store (first: {missing[0]}). Run: python launch/extract_features.py --config CONFIG, or compare image_key of "
         f"the split with: python -m feature_extraction.manage inspect STORE"
     ]

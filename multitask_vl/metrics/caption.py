@@ -44,8 +44,19 @@ class CaptionScores:
     notes: dict[str, str] = field(default_factory=dict)
 
 
-class _Unavailable(Exception):
-    """A scorer's requirement is not there."""
+def lacking(scorer: str) -> str | None:
+    """What a scorer needs and this machine does not have, or None."""
+    if scorer == "SPICE":
+        lib = Path(spice.__file__).parent / "lib"
+        missing = [jar for jar in _SPICE_JARS if not (lib / jar).is_file()]
+        if missing:
+            # its constructor would download them, and stop everything where there is no network
+            return f"SPICE needs {' and '.join(missing)} of CoreNLP 3.6.0 in {lib}"
+    if scorer in ("METEOR", "SPICE") and shutil.which("java") is None:
+        return f"{scorer} needs Java, and there is no 'java' on PATH"
+    if scorer == "SPICE" and not os.access(lib.parent, os.W_OK):
+        return f"SPICE writes its cache into {lib.parent}, which is read-only"
+    return None
 
 
 def caption_scores(
@@ -79,17 +90,19 @@ def caption_scores(
     per_image: dict[str, dict[str, float]] = {i: {} for i in ids}
     notes = {}
     for scorer in scorers:
-        try:
-            # the library prints its progress
-            with contextlib.redirect_stdout(io.StringIO()):
-                found = _RUN[scorer](truth, result)
-        # one scorer that fails (Java killed, memory, a broken jar) must not take the others' numbers with it
-        except Exception as error:
-            reason = str(error) if isinstance(error, _Unavailable) else f"{type(error).__name__}: {error}"
+        found, reason = {}, lacking(scorer)
+        if reason is None:
+            try:
+                # the library prints its progress
+                with contextlib.redirect_stdout(io.StringIO()):
+                    found = _RUN[scorer](truth, result)
+            # one scorer that fails (Java killed, memory, a broken jar) must not take the others' numbers with it
+            except Exception as error:
+                reason = f"{type(error).__name__}: {error}"
+        if reason is not None:
             for name in _BLEUS if scorer == "Bleu" else (scorer,):
                 corpus[name] = None
                 notes[name] = f"not computed: {reason}"
-            continue
         for name, (value, values) in found.items():
             corpus[name] = 100 * float(value)
             for i, one in zip(ids, values, strict=True):
@@ -123,8 +136,6 @@ def _cider(truth: Words, result: Words) -> Result:
 
 
 def _meteor(truth: Words, result: Words) -> Result:
-    if shutil.which("java") is None:
-        raise _Unavailable("METEOR needs Java, and there is no 'java' on PATH")
     # its line protocol separates references by |||
     truth = {i: [text.replace("|||", "") for text in texts] for i, texts in truth.items()}
     scorer = meteor.Meteor()
@@ -140,15 +151,6 @@ def _meteor(truth: Words, result: Words) -> Result:
 
 
 def _spice(truth: Words, result: Words) -> Result:
-    lib = Path(spice.__file__).parent / "lib"
-    missing = [jar for jar in _SPICE_JARS if not (lib / jar).is_file()]
-    if missing:
-        # its constructor would download them, and stop everything where there is no network
-        raise _Unavailable(f"SPICE needs {' and '.join(missing)} of CoreNLP 3.6.0 in {lib}")
-    if shutil.which("java") is None:
-        raise _Unavailable("SPICE needs Java, and there is no 'java' on PATH")
-    if not os.access(lib.parent, os.W_OK):
-        raise _Unavailable(f"SPICE writes its cache into {lib.parent}, which is read-only")
     value, per_image = spice.Spice().compute_score(truth, result)
     # the library sorts the images
     of = dict(zip(sorted(truth), (scores["All"]["f"] for scores in per_image), strict=True))

@@ -257,6 +257,14 @@ class Task(ABC, Generic[C]):
         ``options`` are the keys of `EvaluationConfig` that scoring may use (``caption_tokenizer``).
         """
 
+    def check_scoring(self, **options: Any) -> list[str]:
+        """Remarks on what `score` cannot compute on this machine, told before hours of training.
+
+        Raises:
+            InputError: it cannot compute the headline.
+        """
+        return []
+
     def ordered(self, examples: Sequence[Example], predictions: Mapping[str, str]) -> list[str]:
         """Predictions in the order of ``examples``, for `score`.
 

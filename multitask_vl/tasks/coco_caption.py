@@ -12,7 +12,8 @@ from pydantic import field_validator
 
 from multitask_vl.config.schema import DecodingConfig, Positive, TaskConfig
 from multitask_vl.metrics.bootstrap import Interval, interval_of_mean
-from multitask_vl.metrics.caption import SCORERS, CaptionScores, caption_scores
+from multitask_vl.metrics.caption import SCORERS, CaptionScores, caption_scores, lacking
+from multitask_vl.metrics.caption_words import words
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import (
     Example,
@@ -151,6 +152,11 @@ class CocoCaption(Task[CaptionConfig]):
             version=self.version,
             intervals=_intervals(found),
         )
+
+    def check_scoring(self, **options: Any) -> list[str]:
+        # one caption tells whether Java works, not only whether it is there
+        words(["a dog"], options.get("caption_tokenizer", "ptb"))
+        return [f"{scorer} will not be computed: {why}" for scorer in self.config.scorers if (why := lacking(scorer))]
 
     @classmethod
     def score_files(cls, references: Path, predictions: Path, **options: Any) -> dict[str, Any]:

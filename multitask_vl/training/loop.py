@@ -20,9 +20,10 @@ from multitask_vl.evaluation.evaluate import evaluate
 from multitask_vl.methods.io import add_scores, save_adapter
 from multitask_vl.tasks.files import write_json
 from multitask_vl.training import checkpoint
+from multitask_vl.training.needs import TRAIN, splits_of
 from multitask_vl.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 from multitask_vl.training.resume import claim_run_folder, where_to_start
-from multitask_vl.training.setup import TRAIN, Run, make_accelerator, prepare
+from multitask_vl.training.setup import Run, make_accelerator, prepare
 from multitask_vl.training.tracking import Metrics, Progress, start_trackers
 
 
@@ -36,8 +37,7 @@ def train(loaded: Loaded) -> dict[str, dict]:
     settings = config.training
     accelerator = make_accelerator(config)
     start_from = where_to_start(config)
-    wanted = list(dict.fromkeys([TRAIN, *config.evaluation.during, *config.evaluation.final]))
-    run = prepare(config, accelerator, wanted)
+    run = prepare(config, accelerator, splits_of(config))
     model, schedule = run.model, run.schedule()
     total = settings.steps or math.ceil(settings.epochs * schedule.steps_per_epoch)
 

@@ -1,9 +1,8 @@
-"""What does a run need before its first step: tasks, compiled splits, features, tokenizer, model, checked together."""
+"""How does a run come together before its first step: its needs checked together, its batches, schedule and model."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,18 +11,15 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import LoggerType, ProjectConfiguration
 
 from multitask_vl.config.schema import Config
-from multitask_vl.data.collate import Collator, image_keys, missing_features, shuffled_images, too_long
-from multitask_vl.data.examples import compiled, made_from
-from multitask_vl.data.feature_store import FeatureStore, check_manifest
+from multitask_vl.data.collate import Collator, image_keys, shuffled_images
+from multitask_vl.data.examples import made_from
+from multitask_vl.data.feature_store import FeatureStore
 from multitask_vl.data.schedule import Schedule
 from multitask_vl.errors import InputError
-from multitask_vl.evaluation.predict import choice_ids
-from multitask_vl.models.build import build_model, load_tokenizer
+from multitask_vl.models.build import build_model
 from multitask_vl.models.seq2seq import VLSeq2Seq
 from multitask_vl.tasks.base import Task
-from multitask_vl.tasks.build import build_tasks
-
-TRAIN = "train"
+from multitask_vl.training.needs import TRAIN, Needs, find_needs
 
 
 @dataclasses.dataclass
@@ -99,63 +95,26 @@ def prepare(config: Config, accelerator: Accelerator, splits: list[str]) -> Run:
         InputError: every problem that can be found before the first step, collected: files, texts over their limits,
             image keys without features, a store that another trunk made.
     """
-    tasks = build_tasks(config)
-    if not tasks:
-        raise InputError("tasks: at least one task is needed; compose one of configs/tasks/*.yaml")
-    tokenizer = load_tokenizer(config.backbone)
-    stores = config.features.store if isinstance(config.features.store, list) else [config.features.store]
-    store = FeatureStore([_under(config.data_dir, path) for path in stores])
-    problems, remarks = check_manifest(store.manifest, config.clip, config.visual), []
-    cache = config.cache_dir or config.data_dir / ".cache"
-    tables = {}
-    for name, task in tasks.items():
-        for split in splits:
-            if split not in task.config.splits:
-                if split == TRAIN:
-                    problems.append(f"tasks.{name}.splits: there is no 'train' among {sorted(task.config.splits)}")
-                remarks.append(f"task {name} has no split '{split}' and is left out of it")
-                continue
-            try:
-                with accelerator.main_process_first():
-                    tables[name, split] = compiled(task, split, cache)
-            except InputError as error:
-                problems += error.problems
-                continue
-            remarks += [
-                f"task {name}, split {split}: {count:,} {what}"
-                for what, count in made_from(tables[name, split])["remarks"].items()
-            ]
-            images = max(len(keys) for chunk in tables[name, split].iter(4096) for keys in chunk["images"])
-            if images > config.visual.max_images:
-                problems.append(
-                    f"tasks.{name}: an example of split '{split}' has {images} images; set visual.max_images={images}"
-                )
-            problems += missing_features(task, tables[name, split], store, split)
-            long, cut = too_long(task, tables[name, split], tokenizer, split, with_targets=split == TRAIN)
-            problems += long
-            remarks += [f"task {name}, split {split}: {count} {kind}s are cut" for kind, count in cut.items()]
-        if task.decoding.kind == "choice":
-            choice_ids(task, tokenizer)
-    if problems:
-        raise InputError(problems)
+    needs = find_needs(config, splits, accelerator.main_process_first)
+    if needs.problems:
+        raise InputError(needs.problems)
+    return assemble(config, accelerator, needs)
 
+
+def assemble(config: Config, accelerator: Accelerator, needs: Needs) -> Run:
+    """A run of what was found complete; its model is built here."""
+    tables, store, tokenizer = needs.tables, needs.store, needs.tokenizer
     collators = {}
     for (name, split), table in tables.items():
         stand_in = None
         if config.features.control == "shuffled":
             stand_in = shuffled_images([t for (_, other), t in tables.items() if other == split], config.seed)
-        collators[name, split] = Collator(tasks[name], table, tokenizer, store, stand_in)
+        collators[name, split] = Collator(needs.tasks[name], table, tokenizer, store, stand_in)
     model = build_model(config, tokenizer, device=accelerator.device)
-    if config.visual.standardize and TRAIN in splits:
-        model.visual.init_standardized(
-            *_statistics(store, [t for (_, s), t in tables.items() if s == TRAIN], config.seed)
-        )
-    return Run(config, tasks, collators, model, remarks)
-
-
-def _under(folder: Path, path: Path) -> Path:
-    path = path.expanduser()
-    return path if path.is_absolute() else folder / path
+    trained = [table for (_, split), table in tables.items() if split == TRAIN]
+    if config.visual.standardize and trained:
+        model.visual.init_standardized(*_statistics(store, trained, config.seed))
+    return Run(config, needs.tasks, collators, model, needs.remarks)
 
 
 def _statistics(store: FeatureStore, tables: list, seed: int, images: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
