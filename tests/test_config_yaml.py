@@ -31,6 +31,8 @@ def _composed(fragment: Path, tmp_path: Path) -> Path:
     layers = [CONFIGS / "base.yaml"]
     if fragment.parent.name == "routing":
         layers.append(CONFIGS / "tasks" / "vl_adapter.yaml")  # functions per task need the tasks
+    if fragment.stem.startswith(("vqa_", "gqa_")):
+        layers.append(CONFIGS / "tasks" / "official.yaml")  # a convention of one task is laid over all tasks
     path = tmp_path / "composed.yaml"
     path.write_text(yaml.safe_dump({"compose": [str(layer) for layer in [*layers, fragment]]}))
     return path

@@ -83,7 +83,7 @@ def test_questions_without_a_target_are_counted(tmp_path):
     table = compiled(make("vqa", tmp_path, task_options=options, questions=listed), "s", tmp_path / "cache")
     assert table["answers"][:] == [["web"], []]
     assert made_from(table)["remarks"] == {"questions without a target, kept with weight 0": 1}
-    task = make("vqa", tmp_path, task_options={"without_target": "leave_out"}, questions=listed)
+    task = make("vqa", tmp_path, without_target="leave_out", questions=listed)
     assert [e.id for e in read(task)] == ["7001"]
     assert task.remarks["s"] == {"questions without a target, left out": 1}
 

@@ -17,10 +17,18 @@ from multitask_vl.tasks.base import Example, Names, Scores
 from multitask_vl.tasks.layouts import answer_texts, text_or_none
 from multitask_vl.tasks.own_items import IMAGE_FIELDS, OwnSplit, first_of, own_items
 from multitask_vl.tasks.vqa import VQA, VQAConfig
-from multitask_vl.tasks.vqa_questions import Question
+from multitask_vl.tasks.vqa_questions import Question, WithoutTarget
 
 TEN = 10
 """Human answers of a question in VQA v2, whose accuracy is defined on them."""
+
+
+class OwnQuestionSplit(OwnSplit):
+    """The files of a split of one's own questions."""
+
+    without_target: WithoutTarget = "keep"
+    """A question none of whose answers is in `answer_list` keeps the target '' with weight 0, or is left out of the
+    split; how many there are is told in either case."""
 
 
 class QuestionFields(Section):
@@ -41,7 +49,7 @@ class JsonlVQAConfig(VQAConfig):
 
     max_input_tokens: Positive | None = None
     max_target_tokens: Positive | None = None
-    splits: dict[str, OwnSplit] = {}
+    splits: dict[str, OwnQuestionSplit] = {}
     fields: QuestionFields = QuestionFields()
     metric: Literal["auto", "vqa_accuracy", "exact_match"] = "auto"
     """`vqa_accuracy`: the official one of VQA v2, on ten answers a question. `exact_match`: the share of predictions
@@ -86,7 +94,7 @@ class JsonlVQA(VQA):
             types = [text_or_none(item, kind) for kind in ("answer_type", "question_type")]
             human = None if answers is None else HumanAnswers(answers, *types)
             question = Question(str(id_), text.strip(), where, None, human=human)
-            yield from (replace(one, images=keys) for one in self._examples(question, vocabulary, problems))
+            yield from (replace(one, images=keys) for one in self._examples(question, split, vocabulary, problems))
         for what, some in (("an id", named), ("answers", answered)):
             if 0 < some < count:
                 problems.add(f"some items have {what} and some have none", f"{count - some:,} of {count:,}")

@@ -32,9 +32,6 @@ class VQAConfig(TaskConfig):
     """Soft score of an answer that 1, 2, 3, ... humans gave; the last holds for more."""
     answer_list: Path | None = None
     """Only these answers are targets (LXMERT's list or its answer-to-index mapping). None: whatever humans said."""
-    without_target: Literal["keep", "leave_out"] = "keep"
-    """A question none of whose answers may be a target keeps the target '' with weight 0 (published), or is left out of
-    the split; how many there are is told in either case."""
     draw: Literal["by_score", "most_frequent"] = "by_score"
     """Target of a visit: drawn by soft score (published), or always the answer most humans gave."""
     weight_by_score: bool = True
@@ -74,7 +71,7 @@ class VQA(Task[VQAConfig]):
             if not config.annotations or question.genome:
                 known = question.label is not None or question.human is not None
                 answered, hidden = answered + known, hidden + (not known)
-                yield from self._examples(question, vocabulary, problems)
+                yield from self._examples(question, split, vocabulary, problems)
                 continue
             if question.id in asked or question.id in left_out:
                 problems.add("a second question of the same id", f"{question.where} (question {question.id})")
@@ -93,12 +90,14 @@ class VQA(Task[VQAConfig]):
                     problems.add("question and annotation name different images", f"{where} (question {id_})")
                 done.add(id_)
                 question.human = human
-                yield from self._examples(question, vocabulary, problems)
+                yield from self._examples(question, split, vocabulary, problems)
         for id_ in asked:
             problems.add("question without annotation", f"question {id_}", "Give the annotations of the same split")
         problems.raise_any()
 
-    def _examples(self, question: Question, vocabulary: frozenset[str] | None, problems: Problems) -> Iterator[Example]:
+    def _examples(
+        self, question: Question, split: str, vocabulary: frozenset[str] | None, problems: Problems
+    ) -> Iterator[Example]:
         """The example of a question, or none where the configuration leaves it out."""
         human, label = question.human, question.label
         if label is None:
@@ -114,7 +113,7 @@ class VQA(Task[VQAConfig]):
                 "question_type": human.question_type,
             }
         if not any(scores) and (human is not None or question.label is not None):
-            left_out = self.config.without_target == "leave_out"
+            left_out = self.config.splits[split].without_target == "leave_out"
             problems.remark(f"questions without a target, {'left out' if left_out else 'kept with weight 0'}")
             if left_out:
                 return

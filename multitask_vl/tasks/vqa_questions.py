@@ -26,6 +26,7 @@ from multitask_vl.tasks.layouts import (
 
 ImageKey = key_template("image_id", "subtype", "img_id")
 GenomeKey = key_template("image_id")
+WithoutTarget = Literal["keep", "leave_out"]
 _OFFICIAL_KEY = "COCO_{subtype}_{image_id:012d}"
 
 
@@ -63,6 +64,9 @@ class VQASplit(SplitConfig):
     subset: Names | None = None
     """Which of Karpathy's splits; `train` stands for train and restval. None: the split's own name under `splits:`.
     Without `karpathy`: only questions are taken whose own field `split` has one of these values."""
+    without_target: WithoutTarget = "keep"
+    """A question none of whose answers may be a target keeps the target '' with weight 0 (published), or is left out of
+    the split; how many there are is told in either case."""
     visual_genome: GenomeOptions = GenomeOptions()
     """For Visual Genome's files among `questions`."""
 
