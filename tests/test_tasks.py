@@ -230,6 +230,27 @@ def test_vqa_target_is_drawn_by_soft_score_and_weighs_it():
 
 
 @pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        # share of the answer times its weight, by answer; ten people said 5 x "a", 3 x "b", 2 x "c"
+        ({}, {"a": 1 / 2.5, "b": 0.9 * 0.9 / 2.5, "c": 0.6 * 0.6 / 2.5}),
+        ({"weight_by_score": False}, {"a": 1 / 2.5, "b": 0.9 / 2.5, "c": 0.6 / 2.5}),
+        ({"draw": "most_frequent"}, {"a": 1.0, "b": 0.0, "c": 0.0}),
+        ({"soft_scores": [n / 10 for n in range(1, 11)], "weight_by_score": False}, {"a": 0.5, "b": 0.3, "c": 0.2}),
+    ],
+    ids=["published", "all answers by their share", "most frequent", "one of the ten raw answers"],
+)
+def test_what_a_question_learns_over_its_visits(options, expected):
+    task = make("vqa", Path(), task_options=options, questions="q.json")
+    answers, scores = task.soft_targets(["a"] * 5 + ["b"] * 3 + ["c"] * 2)
+    visits, learnt = 4000, dict.fromkeys("abc", 0.0)
+    for step in range(visits):
+        text, weight = task.target(answers, scores, np.random.default_rng([42, 2, step, 0]))
+        learnt[text] += weight / visits
+    assert learnt == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.parametrize(
     ("name", "recorded"), [("vqa", "vqa"), ("gqa", "gqa"), ("nlvr2", "gqa"), ("coco_caption", "caption")]
 )
 def test_losses_and_gradients_equal_the_recorded_ones(name, recorded):

@@ -13,7 +13,7 @@ from multitask_vl.errors import InputError
 from multitask_vl.metrics.bootstrap import interval_of_mean
 from multitask_vl.metrics.vqa_accuracy import HumanAnswers, normalize
 from multitask_vl.registry import TASKS
-from multitask_vl.tasks.base import Example, Names, Scores
+from multitask_vl.tasks.base import Example, HiddenAnswers, Names, Scores
 from multitask_vl.tasks.layouts import answer_texts, text_or_none
 from multitask_vl.tasks.own_items import IMAGE_FIELDS, OwnSplit, first_of, own_items
 from multitask_vl.tasks.vqa import VQA, VQAConfig
@@ -111,11 +111,8 @@ class JsonlVQA(VQA):
 
     def score(self, examples: Sequence[Example], predictions: Mapping[str, str], **options: Any) -> Scores:
         texts = self.ordered(examples, predictions)
-        without = [example.id for example in examples if "answers" not in example.meta]
-        if without:
-            raise InputError(
-                f"tasks.{self.name}: questions of the split have no answers to score by (first: {without[0]})"
-            )
+        if any("answers" not in example.meta for example in examples):
+            raise HiddenAnswers(self.name)
         others = [example.id for example in examples if len(example.meta["answers"]) != TEN]
         if self.config.metric == "vqa_accuracy" and others:
             raise InputError(

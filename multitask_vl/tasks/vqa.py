@@ -33,7 +33,10 @@ class VQAConfig(TaskConfig):
     answer_list: Path | None = None
     """Only these answers are targets (LXMERT's list or its answer-to-index mapping). None: whatever humans said."""
     draw: Literal["by_score", "most_frequent"] = "by_score"
-    """Target of a visit: drawn by soft score (published), or always the answer most humans gave."""
+    """Target of a visit, one answer a row: drawn by soft score (published), or always the answer most humans gave. In
+    the mean over visits, `by_score` learns all answers: a row's loss is then the sum over answers of share x loss, the
+    share being score / sum of scores; with `weight_by_score`, of share x score x loss. Ten steps of `soft_scores` (0.1
+    to 1.0) without weights give one of the ten raw answers, each as likely."""
     weight_by_score: bool = True
     """Weigh a target's loss by its soft score (published)."""
 
