@@ -8,6 +8,7 @@ import pytest
 from multitask_vl.config import load_config
 from multitask_vl.data.examples import compiled, made_from
 from multitask_vl.errors import InputError
+from tests import tiny_run
 from tests.task_files import make, read, write
 
 ITEMS = [
@@ -156,3 +157,38 @@ def test_a_configuration_of_one_s_own_data_is_short(tmp_path):
     (tmp_path / "bad.yaml").write_text(yaml.replace("own.json", "own.json, image_key: '{}'"))
     with pytest.raises(InputError, match=r"bad.yaml:5: tasks.pets.splits.train.image_key.*a name, such as {stem}"):
         load_config(tmp_path / "bad.yaml")
+
+
+@pytest.mark.slow
+def test_a_run_on_one_s_own_data(tmp_path, capsys):
+    tiny_run.write_files(tmp_path)
+    key = f"{0:012d}.png"
+    answers = ["red", 7, "blue"]
+    asked = [{"image": key, "question": "what color ?", "answer": answer} for answer in answers]
+    said = [{"image": key, "caption": "a red thing ."}, {"image": f"{1:012d}.png", "caption": ["a blue thing ."]}]
+    listed = [
+        {"question_id": n, "img_id": f"{n:012d}", "sent": "what color ?", "label": {"red": 1, "blue": 0.3}}
+        for n in range(2)
+    ]
+    write(tmp_path, "asked.jsonl", lines(*asked))
+    write(tmp_path, "said.json", said)
+    write(tmp_path, "train.json", listed)
+    tasks = {
+        "asked": {"type": "jsonl_vqa", "splits": {s: {"items": "asked.jsonl"} for s in ("train", "report")}},
+        "said": {
+            "type": "jsonl_caption",
+            "scorers": ["Bleu", "CIDEr"],
+            "splits": {s: {"items": "said.json"} for s in ("train", "report")},
+        },
+        "vqa": {"splits": {"train": {"questions": "train.json"}}},
+    }
+    values = {**tiny_run.values(tmp_path), "tasks": tasks, "routing": {"function": "mul"}}
+    (tmp_path / "own.yaml").write_text(json.dumps(values))
+    assert tiny_run.launch("train_multitask", "--config", str(tmp_path / "own.yaml"), "training.steps=4") == 0
+    assert "task asked, split train: answers that are numbers, read as text: 1" in capsys.readouterr().err
+    scores = json.loads((tmp_path / "run" / "scores.json").read_text())
+    found = scores["splits"]["report"]["tasks"]
+    assert {name: task["count"] for name, task in found.items()} == {"asked": 3, "said": 2}
+    assert 0 <= found["asked"]["value"] <= 100
+    data = json.loads((tmp_path / "run" / "submission" / "report" / "asked_results.json").read_text())
+    assert [row["question_id"] for row in data] == [1, 2, 3]

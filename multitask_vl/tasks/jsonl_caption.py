@@ -47,6 +47,10 @@ class JsonlCaption(CocoCaption):
 
     Config = JsonlCaptionConfig
 
+    def __init__(self, name: str, config: JsonlCaptionConfig, data_dir: Path):
+        super().__init__(name, config, data_dir)
+        self.submission_name = f"{name}_results.json"  # a run may have several tasks of this type
+
     def sources(self, split: str) -> list[Path]:
         self.where(split)
         return self.existing({f"splits.{split}.items": self.config.splits[split].items})

@@ -67,7 +67,10 @@ class JsonlVQA(VQA):
     """
 
     Config = JsonlVQAConfig
-    submission_name = "results.json"
+
+    def __init__(self, name: str, config: JsonlVQAConfig, data_dir: Path):
+        super().__init__(name, config, data_dir)
+        self.submission_name = f"{name}_results.json"  # a run may have several tasks of this type
 
     def sources(self, split: str) -> list[Path]:
         self.where(split)

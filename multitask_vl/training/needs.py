@@ -34,12 +34,25 @@ class Finding:
         found: what was found, in a line; empty where that could not be said.
         problems: what keeps a run from starting, each with the command or setting that mends it.
         remarks: what a user should know though nothing is wrong.
+        tried: whether it was looked at.
     """
 
     name: str
     found: str = ""
     problems: list[str] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
+    tried: bool = True
+
+    @property
+    def state(self) -> str:
+        """In a word."""
+        if self.problems:
+            return "problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
+        return "ok" if self.tried else "-"
+
+    def skipped(self, why: str) -> None:
+        """Note that it was not looked at."""
+        self.found, self.tried = why, False
 
     def look(self, get: Callable[[], T], tell: Callable[[T], str]) -> T | None:
         """What ``get`` gives, told by ``tell``; None, and its problems kept, where it raises InputError."""
@@ -138,6 +151,7 @@ def _examples(
         if split == TRAIN:
             finding.problems.append(f"tasks.{task.name}.splits: there is no 'train' among {sorted(task.config.splits)}")
         finding.remarks.append(f"task {task.name} has no split '{split}' and is left out of it")
+        finding.found = "no such split"
         return
     cache = config.cache_dir or config.data_dir / ".cache"
     with in_turn():
@@ -146,7 +160,7 @@ def _examples(
         return
     needs.tables[task.name, split] = table
     where = f"task {task.name}, split {split}"
-    finding.remarks += [f"{where}: {count:,} {what}" for what, count in made_from(table)["remarks"].items()]
+    finding.remarks += [f"{where}: {what}: {count:,}" for what, count in made_from(table)["remarks"].items()]
     most = max(len(keys) for chunk in table.iter(4096) for keys in chunk["images"])
     if most > config.visual.max_images:
         finding.problems.append(
