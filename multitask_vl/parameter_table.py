@@ -13,13 +13,24 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from multitask_vl.config import load_config
 from multitask_vl.config.schema import Config, Section
-from multitask_vl.doctor import parameter_report
 from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError
+from multitask_vl.models.build import build_model
 
 BEGIN, END = "<!-- parameters: begin -->", "<!-- parameters: end -->"
 """What the table stands between in a Markdown file."""
 OURS = ("language_model", "visual_embedding")
+
+
+def parameter_report(config: Config) -> dict:
+    """``{"trainable", "total", "components": {name: {"trainable", "total"}}}`` of a configuration's model.
+
+    The model is built without values, so base sizes take a second. The vocabulary is that of the sizes plus
+    ``backbone.extra_tokens``; no tokenizer is read.
+    """
+    model = build_model(config, device="meta")
+    trainable, total = model.parameter_counts()
+    return {"trainable": trainable, "total": total, "components": model.components()}
 
 
 class Published(Section):

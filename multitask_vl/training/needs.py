@@ -154,8 +154,9 @@ def _examples(
         finding.found = "no such split"
         return
     cache = config.cache_dir or config.data_dir / ".cache"
+    expected = " as expected" if getattr(task.config.splits[split], "expected_count", None) else ""
     with in_turn():
-        table = finding.look(lambda: compiled(task, split, cache), lambda found: f"{len(found):,} examples")
+        table = finding.look(lambda: compiled(task, split, cache), lambda found: f"{len(found):,} examples{expected}")
     if table is None:
         return
     needs.tables[task.name, split] = table
