@@ -10,6 +10,7 @@ from typing import Annotated
 
 import yaml
 from pydantic import Field, TypeAdapter, ValidationError
+from transformers import PreTrainedTokenizerBase
 
 from multitask_vl.config import load_config
 from multitask_vl.config.schema import Config, Section
@@ -22,13 +23,15 @@ BEGIN, END = "<!-- parameters: begin -->", "<!-- parameters: end -->"
 OURS = ("language_model", "visual_embedding")
 
 
-def parameter_report(config: Config) -> dict:
+def parameter_report(config: Config, tokenizer: PreTrainedTokenizerBase | None = None) -> dict:
     """``{"trainable", "total", "components": {name: {"trainable", "total"}}}`` of a configuration's model.
 
-    The model is built without values, so base sizes take a second. The vocabulary is that of the sizes plus
-    ``backbone.extra_tokens``; no tokenizer is read.
+    The model is built without values, so base sizes take a second.
+
+    Args:
+        tokenizer: decides the rows of the word table. None: the sizes' own vocabulary plus ``backbone.extra_tokens``.
     """
-    model = build_model(config, device="meta")
+    model = build_model(config, tokenizer, device="meta")
     trainable, total = model.parameter_counts()
     return {"trainable": trainable, "total": total, "components": model.components()}
 

@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--no-step", action="store_true", help="build the model, but do not try a training step")
     parser.add_argument("--params", action="store_true", help="count parameters, without weights and data")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    given = parser.parse_args(arguments)
+    given = parser.parse_intermixed_args(arguments)
     if given.params and given.no_step:
         raise InputError("--params tries no step; leave --no-step out")
     if given.params:

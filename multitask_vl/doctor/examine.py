@@ -46,7 +46,7 @@ def examine(path: Path, overrides: Sequence[str] = (), step: bool = True) -> lis
     needs = find_needs(config, splits_of(config))
     findings += needs.findings
     counts = Finding("parameters")
-    report = counts.look(lambda: parameter_report(config), _counted)
+    report = counts.look(lambda: parameter_report(config, needs.tokenizer), _counted)
     findings.append(counts)
     fits = False
     if report is not None:
