@@ -152,10 +152,12 @@ def test_all_that_is_wrong_is_told_at_once(folder, capsys):
     (folder / "features.h5").unlink()
     (folder / "vqa_train_questions.json").unlink()
     words = ("backbone.tokenizer=/nowhere", "tasks.nlvr2.splits.train.expected_count=24", "run_dir=/etc/hostname/run")
-    code, said = doctor(capsys, folder, *words)
+    code, said = doctor(capsys, folder, *words, "tasks.vqa.answer_list=answers.json")
     assert code == 2
-    for name in ("run folder", "tokenizer", "feature store", "vqa train", "nlvr2 train"):
+    assert said.count("tasks.vqa.answer_list: there is no file") == 1  # though both splits want it
+    for name in ("run folder", "tokenizer", "feature store", "vqa report", "nlvr2 train"):
         assert row(said, name).endswith(" problem"), name
+    assert row(said, "vqa train") == "- 2 problems"
     assert "23 found, 24 expected" in said
     assert "cannot write in /etc/hostname: Not a directory" in said
     assert row(said, "gqa train") == "23 examples, 12 images ok"

@@ -40,7 +40,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         lines = [_table([("check", "found", "state"), *((one.name, one.found or "-", one.state) for one in findings)])]
         for kind in ("remark", "problem"):
-            told = [f"{kind}: {text}" for one in findings for text in getattr(one, f"{kind}s")]
+            # a file that several splits share is told once
+            told = dict.fromkeys(f"{kind}: {text}" for one in findings for text in getattr(one, f"{kind}s"))
             lines += ["", *told] if told else []
         print("\n".join([*lines, "", "a run would start" if ready else "a run would not start"]))
     return 0 if ready else EXIT_BAD_INPUT

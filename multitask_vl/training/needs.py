@@ -77,8 +77,8 @@ class Needs:
 
     @property
     def problems(self) -> list[str]:
-        """Of all findings."""
-        return [problem for one in self.findings for problem in one.problems]
+        """Of all findings; one that several splits share is told once."""
+        return list(dict.fromkeys(problem for one in self.findings for problem in one.problems))
 
     @property
     def remarks(self) -> list[str]:
