@@ -137,7 +137,8 @@ def _main(steps: int) -> list[StudyRun]:
         for row, (config, seeds) in rows.items()
         for seed in seeds
     ]
-    config, seed = "configs/controls/full.yaml", SEEDS[0]
+    config, seed, longer = "configs/controls/full.yaml", SEEDS[0], f"training.steps={2 * steps}"
+    runs.append(StudyRun(f"full_longer-{seed}", "main", "full, twice the steps", config, seed, (longer,)))
     runs += [
         StudyRun(f"full_{rate}-{seed}", "main", f"full, rate {rate}", config, seed, (length, f"training.lr={rate}"))
         for rate in FULL_RATES
