@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import pyarrow.compute as pc
 import torch
 from datasets import Dataset
 
 from multitask_vl.data.batch import Batch
+from multitask_vl.data.examples import column
 from multitask_vl.data.feature_store import FeatureStore
 from multitask_vl.errors import InputError
 from multitask_vl.tasks.base import Task
@@ -86,42 +88,6 @@ class Collator:
         )
 
 
-def too_long(task: Task, table: Dataset, tokenizer, split: str, with_targets: bool) -> tuple[list[str], dict[str, int]]:
-    """Texts over a task's token limits, told before anything runs.
-
-    Args:
-        with_targets: whether answers count as well (training splits).
-
-    Returns:
-        problems to raise where the task says ``too_long: error``, and the number of cut texts by kind where it says
-        ``truncate``.
-    """
-    config = task.config
-    texts = {"input": lambda chunk: [config.prompt + text for text in chunk["text"]]}
-    if with_targets:
-        texts["target"] = lambda chunk: [answer for answers in chunk["answers"] for answer in answers]
-    problems, cut = [], {}
-    for kind, texts_of in texts.items():
-        limit = getattr(config, f"max_{kind}_tokens")
-        if limit is None:
-            continue
-        over: list[tuple[int, str]] = []
-        for chunk in table.iter(batch_size=4096):
-            found = texts_of(chunk)
-            lengths = [len(ids) for ids in tokenizer(found).input_ids] if found else []
-            over += [(length, text) for length, text in zip(lengths, found, strict=True) if length > limit]
-        if over and config.too_long == "error":
-            length, text = max(over)
-            problems.append(
-                f"tasks.{task.name}: {len(over)} {kind}s of split '{split}' are longer than max_{kind}_tokens={limit} "
-                f"(longest: {length} tokens, {text[:80]!r}). Raise tasks.{task.name}.max_{kind}_tokens, or set "
-                f"tasks.{task.name}.too_long=truncate to cut them"
-            )
-        elif over:
-            cut[kind] = len(over)
-    return problems, cut
-
-
 def missing_features(task: Task, missing: Sequence[str], asked: int, split: str) -> list[str]:
     """Problems with image keys of a split that the feature store does not hold: ``missing`` of ``asked``."""
     if not missing:
@@ -135,15 +101,8 @@ def missing_features(task: Task, missing: Sequence[str], asked: int, split: str)
 
 def image_keys(*tables: Dataset) -> list[str]:
     """All image keys of some tables, sorted, each once."""
-    return sorted(
-        {
-            key
-            for table in tables
-            for chunk in table.select_columns(["images"]).iter(batch_size=4096)
-            for keys in chunk["images"]
-            for key in keys
-        }
-    )
+    found = (pc.unique(pc.list_flatten(column(table, "images"))).to_pylist() for table in tables)
+    return sorted({key for keys in found for key in keys})
 
 
 def shuffled_images(tables: Sequence[Dataset], seed: int) -> dict[str, str]:

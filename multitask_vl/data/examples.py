@@ -83,6 +83,11 @@ def example_from_row(row: dict[str, Any]) -> Example:
     )
 
 
+def column(table: Dataset, name: str) -> pa.ChunkedArray:
+    """A column as Arrow has it: what asks something of every row need not make Python objects of them."""
+    return table.select_columns([name]).with_format("arrow")[:][name]
+
+
 def made_from(table: Dataset) -> dict[str, Any]:
     """``{"examples": rows, "files": {name: SHA-256}, "remarks": {what: how often}}`` of a compiled table.
 

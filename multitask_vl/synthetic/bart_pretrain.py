@@ -294,7 +294,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 run.save(args.state, step + 1)
     how_long = (
         f"Seed {run.recipe.seed}, {run.recipe.updates:,} updates of {run.recipe.documents} documents: "
-        f"{run.cpu_s / 60:.0f} CPU minutes, {run.wall_s / 60:.0f} minutes by the clock, {torch.get_num_threads()} thread(s)."
+        f"{run.cpu_s / 60:.0f} CPU minutes, {run.wall_s / 60:.0f} minutes by the clock, "
+        f"{torch.get_num_threads()} thread(s)."
     )
     print(ship(run, args.out, how_long, args.probe_documents), flush=True)
     return 0

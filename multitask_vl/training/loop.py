@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from contextlib import nullcontext
@@ -133,6 +134,11 @@ class _Steps(Dataset):
         return draw, batch
 
 
+def keep_shared(worker: int) -> None:
+    """Keep a worker's garbage collection off what it was forked with: looking at an object copies its page."""
+    gc.freeze()
+
+
 def _loader(run: Run, schedule: Schedule, done: int, total: int, accelerator: Accelerator) -> DataLoader:
     workers = run.config.training.workers
     return DataLoader(
@@ -141,6 +147,7 @@ def _loader(run: Run, schedule: Schedule, done: int, total: int, accelerator: Ac
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
+        worker_init_fn=keep_shared,
         pin_memory=accelerator.device.type == "cuda",
     )
 

@@ -8,13 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+import pyarrow.compute as pc
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
 from multitask_vl.config.schema import Config
-from multitask_vl.data.collate import image_keys, missing_features, too_long
-from multitask_vl.data.examples import compiled, made_from
+from multitask_vl.data.collate import image_keys, missing_features
+from multitask_vl.data.examples import column, compiled, made_from
 from multitask_vl.data.feature_store import FeatureStore, check_manifest
+from multitask_vl.data.text_lengths import too_long
 from multitask_vl.errors import InputError
 from multitask_vl.evaluation.predict import choice_ids
 from multitask_vl.models.build import load_tokenizer
@@ -162,7 +164,7 @@ def _examples(
     needs.tables[task.name, split] = table
     where = f"task {task.name}, split {split}"
     finding.remarks += [f"{where}: {what}: {count:,}" for what, count in made_from(table)["remarks"].items()]
-    most = max(len(keys) for chunk in table.iter(4096) for keys in chunk["images"])
+    most = pc.max(pc.list_value_length(column(table, "images"))).as_py()
     if most > config.visual.max_images:
         finding.problems.append(
             f"tasks.{task.name}: an example of split '{split}' has {most} images; set visual.max_images={most}"
