@@ -142,21 +142,25 @@ def as_json(table: Iterable[Row]) -> list[dict]:
     ]
 
 
-def put_between_markers(path: Path, table: str) -> None:
-    """Replace what stands between the markers of a Markdown file.
+def put_between_markers(
+    path: Path, table: str, markers: tuple[str, str] = (BEGIN, END), option: str = "--markdown"
+) -> None:
+    """Replace what stands between two markers of a Markdown file.
+
+    Args:
+        option: of the command that names the file, for messages.
 
     Raises:
         InputError: no such file, or it has not one pair of markers.
     """
+    begin, end = markers
     if not path.is_file():
-        raise InputError(f"--markdown: there is no file {path}")
+        raise InputError(f"{option}: there is no file {path}")
     text = path.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise InputError(
-            f"--markdown: {path} has no line '{BEGIN}' before one '{END}'; write both where the table goes"
-        )
-    before, rest = text.split(BEGIN)
-    write_whole(path, f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}")
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise InputError(f"{option}: {path} has no line '{begin}' before one '{end}'; write both where the table goes")
+    before, rest = text.split(begin)
+    write_whole(path, f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}")
 
 
 HEAD = (

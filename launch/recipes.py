@@ -1,0 +1,29 @@
+"""List what can be reproduced and what was published for it: python launch/recipes.py [--write docs/recipes.md]"""
+
+import argparse
+from pathlib import Path
+
+from multitask_vl.errors import exits_cleanly
+
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+
+
+@exits_cleanly
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", type=Path, metavar="FILE", help="write the tables between the markers of this file")
+    args = parser.parse_args()
+    from multitask_vl import recipes
+    from multitask_vl.parameter_table import put_between_markers
+
+    found = recipes.read_recipes(CONFIGS)
+    tables = recipes.as_markdown(found)
+    if args.write:
+        put_between_markers(args.write, f"\n{tables}\n", (recipes.BEGIN, recipes.END), "--write")
+        print(f"{len(found)} recipes written between the markers of {args.write}")
+    else:
+        print(tables)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
