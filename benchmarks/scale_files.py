@@ -21,7 +21,8 @@ NLVR2, NLVR2_PAIRS = 86_373, 51_600
 CAPTIONS = {"train": (413_915, 82_783), "restval": (152_832, 30_504), "val": (25_010, 5_000), "test": (25_010, 5_000)}
 """Karpathy's split -> its captions and its images."""
 HUMANS = 10
-_TEXT = """the a is what of in on color are man this how many to there does it people and woman have kind wearing dog that
+_TEXT = """
+    the a is what of in on color are man this how many to there does it people and woman have kind wearing dog that
     cat person his type left right you which made where who red white blue black green brown train bus street table
     food water grass tree plate pizza horse sky building shirt hat ball snow window wall chair sign car truck holding
     sitting standing near behind front small large young old two three four group next field road beach ocean kitchen
