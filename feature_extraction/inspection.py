@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zlib
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from feature_extraction.image_index import index_images
-from multitask_vl.data.row_file import RowFile
-from multitask_vl.data.store_format import read_layout, shards
+from multitask_vl.data.rows import layout_of_place, open_rows
+from multitask_vl.data.store_format import Layout, is_url, shards
 from multitask_vl.data.store_writer import Watch
+
+BATCH = 64
 
 
 @dataclass
@@ -40,27 +44,35 @@ class Verdict:
         return not (self.undone or self.damaged or self.absent)
 
 
-def describe(store: Path) -> list[tuple[str, str]]:
-    """Name and value of everything worth knowing about a store, in the order to show it."""
-    layouts = [read_layout(path) for path in shards(store)]
-    rows = sum(len(layout.keys) for layout in layouts)
-    done = sum(int(layout.done.sum()) for layout in layouts)
-    size = sum(layout.path.stat().st_size for layout in layouts)
-    manifest = layouts[0].manifest
-    return [
-        ("files", ", ".join(str(layout.path) for layout in layouts)),
-        ("rows", f"{rows:,}, of which {done:,} done"),
-        ("bytes", f"{size:,} ({layouts[0].row_bytes:,} an image)"),
-        ("first key", layouts[0].keys[0].decode()),
-        *((name, _shown(value)) for name, value in manifest.model_dump().items()),
-    ]
+def describe(store: Path | str) -> dict[str, Any]:
+    """Everything worth knowing about a store that costs no reading of features.
+
+    Returns:
+        ``rows``, ``done`` (numbers of rows), ``bytes`` (of its files), ``bytes_on_disk`` (less where rows are not
+        written yet; None behind a URL), ``bytes_of_an_image``, ``first_key``, ``files`` (path, rows and done of each)
+        and the ``manifest``.
+    """
+    layouts = [layout_of_place(path) for path in shards(store)]
+    local = [layout.path for layout in layouts if not is_url(layout.path)]
+    return {
+        "rows": sum(layout.count for layout in layouts),
+        "done": sum(int(layout.done.sum()) for layout in layouts),
+        "bytes": sum(layout.size for layout in layouts),
+        "bytes_on_disk": sum(path.stat().st_blocks * 512 for path in local) if len(local) == len(layouts) else None,
+        "bytes_of_an_image": layouts[0].row_bytes,
+        "first_key": layouts[0].keys[0].decode(),
+        "files": [
+            {"path": str(layout.path), "rows": layout.count, "done": int(layout.done.sum())} for layout in layouts
+        ],
+        "manifest": layouts[0].manifest.model_dump(mode="json"),
+    }
 
 
-def verify(store: Path, images: Sequence[Path] = (), watch: Watch = lambda rows, what: rows) -> Verdict:
+def verify(store: Path | str, images: Sequence[Path] = (), watch: Watch = lambda rows, what: rows) -> Verdict:
     """Check the checksum of every done row, and that every image of the folders has one.
 
     Args:
-        store: a file, or the name of its shards.
+        store: a file, the name of its shards, or a URL.
         images: folders; none: coverage is not looked at.
         watch: shows the progress.
 
@@ -70,17 +82,15 @@ def verify(store: Path, images: Sequence[Path] = (), watch: Watch = lambda rows,
     verdict = Verdict()
     keys: set[str] = set()
     for path in shards(store):
-        layout = read_layout(path)
-        file, buffer = RowFile(layout), np.empty(layout.shape, "<f2")
+        layout = layout_of_place(path)
         names = [key.decode() for key in layout.keys]
         verdict.rows += len(names)
         verdict.undone += [names[row] for row in np.flatnonzero(~layout.done)]
-        for row in watch(np.flatnonzero(layout.done).tolist(), "verifying"):
-            if file.matches(row, buffer):
+        for row, good, _ in checked_rows(layout, watch, "verifying"):
+            if good:
                 verdict.good += 1
             else:
                 verdict.damaged.append(names[row])
-        file.close()
         keys.update(names)
     if images:
         wanted = index_images(images).paths.keys()
@@ -89,7 +99,25 @@ def verify(store: Path, images: Sequence[Path] = (), watch: Watch = lambda rows,
     return verdict
 
 
-def _shown(value: object) -> str:
-    if value is None:
-        return "not known"
-    return " x ".join(map(str, value)) if isinstance(value, tuple) and len(value) == 2 else str(value)
+def checked_rows(
+    layout: Layout, watch: Watch, what: str, rows: Sequence[int] | None = None
+) -> Iterator[tuple[int, bool, np.ndarray]]:
+    """Row, whether its checksum is right, and its features (float16 [T, D], valid until the next one is asked for).
+
+    Args:
+        layout: of the file.
+        watch, what: show the progress.
+        rows: which rows; None: all that are done.
+    """
+    wanted = np.flatnonzero(layout.done) if rows is None else np.asarray(rows)
+    source, buffer = open_rows(layout), np.empty((BATCH, *layout.shape), "<f2")
+    try:
+        shown = iter(watch(wanted.tolist(), what))
+        for start in range(0, len(wanted), BATCH):
+            batch = wanted[start : start + BATCH]
+            source.read_rows(batch, buffer[: len(batch)])
+            for row, features in zip(batch.tolist(), buffer, strict=False):
+                next(shown, None)
+                yield row, zlib.crc32(features) == layout.crc32[row], features
+    finally:
+        source.close()

@@ -1,74 +1,123 @@
-"""What can be done with a store besides filling it: python -m feature_extraction.manage inspect | verify | import.
+"""What can be done with a store besides filling it: python -m feature_extraction.manage COMMAND ...
 
     inspect STORE                          how the features were made, how many there are
-    verify STORE [--images FOLDER ...]     checksums of all rows; with folders, whether every image has a row
+    verify STORE [--against FOLDER ...]    checksums of all rows; with folders, whether every image has a row
+    stats STORE                            dead and constant rows, distribution of channels, images out of line
+    merge STORE [STORE ...] TARGET         shards or several stores -> one file
     import SRC DST --config CONFIG         features in an older layout -> a store; CONFIG.clip says how they were made
+    export STORE TARGET --layout LAYOUT    a store -> one file per image, or one file with a group per image
+    neighbours STORE --images FOLDER ... --out SHEET.jpg    a contact sheet of pictures and their nearest neighbours
 
-Exit codes: 0 fine; 1 the store has damaged, missing or unfinished rows, or some features could not be imported; 2 bad
-input.
+A STORE is a file, NAME.h5 for its shards NAME-00000-of-00016.h5 ..., or a URL. Exit codes: 0 fine; 1 the store has
+damaged, missing, dead or unfinished rows, or some features could not be taken over; 2 bad input.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable
 from pathlib import Path
 
+from feature_extraction import told
+from feature_extraction.export import DTYPES, export
 from feature_extraction.imports import Source, import_features, vouched
 from feature_extraction.inspection import describe, verify
+from feature_extraction.merge import merge
 from feature_extraction.progress import watch
+from feature_extraction.stats import look_at
 from multitask_vl.config import load_config
-from multitask_vl.errors import exits_cleanly
+from multitask_vl.data.store_format import place
+from multitask_vl.errors import InputError, exits_cleanly
 
 EXIT_NOT_SOUND = 1
-SHOWN = 10
-AGAIN = "python launch/extract_features.py --config CONFIG"
 
 
 @exits_cleanly
 def main(argv: list[str] | None = None) -> int:
     """Run a command; returns its exit code."""
+    arguments = _parser().parse_args(argv)
+    return arguments.run(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m feature_extraction.manage",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    inspecting = commands.add_parser("inspect", help="print the manifest and the size of a store")
-    verifying = commands.add_parser("verify", help="check every row's checksum")
-    importing = commands.add_parser("import", help="turn features in an older layout into a store")
-    for one in (inspecting, verifying):
-        one.add_argument("store", type=Path)
-    verifying.add_argument("--images", type=Path, nargs="+", default=[], metavar="FOLDER", help="look for images here")
-    importing.add_argument("source", type=Path, help="folder of KEY.h5, or one .h5 with a group per image")
-    importing.add_argument("store", type=Path)
-    importing.add_argument("--config", type=Path, required=True, help="its clip section says how they were made")
-    importing.add_argument("overrides", nargs="*", metavar="key=value")
-    arguments = parser.parse_args(argv)
-    return {"inspect": _inspect, "verify": _verify, "import": _import}[arguments.command](arguments)
+
+    def command(name, run, says):
+        one = commands.add_parser(name, help=says)
+        one.set_defaults(run=run)
+        return one
+
+    one = command("inspect", _inspect, "print the manifest, size and coverage of a store")
+    _store_and_json(one)
+    one = command("verify", _verify, "check every row's checksum")
+    _store_and_json(one)
+    one.add_argument("--against", "--images", type=Path, nargs="+", default=[], metavar="FOLDER", dest="images")
+    one = command("stats", _stats, "look at the numbers of a store")
+    _store_and_json(one)
+    one.add_argument("--sample", type=int, help="look at so many rows, drawn at random (default: all)")
+    one.add_argument("--seed", type=int, default=0, help="which rows are drawn")
+    one = command("merge", _merge, "turn shards or several stores into one file")
+    one.add_argument("stores", type=place, nargs="+", metavar="STORE")
+    one.add_argument("target", type=Path)
+    one = command("import", _import, "turn features in an older layout into a store")
+    one.add_argument("source", type=Path, help="folder of KEY.h5, or one .h5 with a group per image")
+    one.add_argument("store", type=Path)
+    one.add_argument("--config", type=Path, required=True, help="its clip section says how they were made")
+    one.add_argument("overrides", nargs="*", metavar="key=value")
+    one = command("export", _export, "turn a store into an older layout")
+    one.add_argument("store", type=place)
+    one.add_argument("target", type=Path, help="a folder (per-image) or a file (groups)")
+    one.add_argument("--layout", choices=("per-image", "groups"), default="per-image")
+    one.add_argument("--dtype", choices=sorted(DTYPES), default="float16", help="of the numbers; their values stay")
+    one = command("neighbours", _neighbours, "make a contact sheet of nearest neighbours")
+    one.add_argument("store", type=place)
+    one.add_argument("--control", type=place, help="a second store of the same pictures, shown beside it")
+    one.add_argument("--images", type=Path, nargs="+", required=True, metavar="FOLDER")
+    one.add_argument("--out", type=Path, required=True, help="the sheet; its ending says the format")
+    one.add_argument("--queries", type=int, default=10, help="how many pictures are drawn")
+    one.add_argument("--keys", nargs="+", metavar="KEY", help="these pictures instead")
+    one.add_argument("--neighbours", type=int, default=5)
+    one.add_argument("--seed", type=int, default=0, help="which pictures are drawn")
+    return parser
+
+
+def _store_and_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("store", type=place)
+    parser.add_argument("--json", action="store_true", help="for machines")
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    for name, value in describe(arguments.store):
-        print(f"{name:<16}{value}")
+    told.description(describe(arguments.store), arguments.json)
     return 0
 
 
 def _verify(arguments: argparse.Namespace) -> int:
     verdict = verify(arguments.store, arguments.images, watch)
-    print(f"{arguments.store}: {verdict.good:,} of {verdict.rows:,} rows are good")
-    for what, keys in (
-        ("rows are damaged (checksum)", verdict.damaged),
-        ("rows are not extracted yet", verdict.undone),
-        ("images have no row", verdict.absent),
-    ):
-        _list(what, keys)
-    if verdict.beyond:
-        print(f"{verdict.beyond:,} rows belong to images that are not in these folders")
-    if verdict.sound:
+    told.verdict(arguments.store, verdict, arguments.json)
+    return 0 if verdict.sound else EXIT_NOT_SOUND
+
+
+def _stats(arguments: argparse.Namespace) -> int:
+    if arguments.sample is not None and arguments.sample < 1:
+        raise InputError(f"--sample {arguments.sample}: at least one row")
+    stats = look_at(arguments.store, arguments.sample, arguments.seed, watch)
+    told.stats(arguments.store, stats, arguments.json)
+    return 0 if stats.sound else EXIT_NOT_SOUND
+
+
+def _merge(arguments: argparse.Namespace) -> int:
+    merged = merge(arguments.stores, arguments.target, watch)
+    twice = f"; {merged.twice:,} images stood in several stores with the same features" if merged.twice else ""
+    print(f"{arguments.target}: {merged.done:,} of {merged.rows:,} rows done, {merged.copied:,} copied now{twice}")
+    told.listed("rows were damaged in their store (checksum) and are not done here", merged.damaged)
+    if merged.done == merged.rows:
         return 0
-    print(f"mend all of this by: {AGAIN}")
+    print(f"extract what is not done: {told.AGAIN} features.store={arguments.target}")
     return EXIT_NOT_SOUND
 
 
@@ -83,18 +132,47 @@ def _import(arguments: argparse.Namespace) -> int:
     )
     if done.left:
         print(f"left behind: {', '.join(f'{name} of {count:,} images' for name, count in sorted(done.left.items()))}")
-    _list("images could not be imported", [f"{key}: {reason}" for key, reason in done.failures.items()])
+    told.listed("images could not be imported", [f"{key}: {reason}" for key, reason in done.failures.items()])
     return EXIT_NOT_SOUND if done.failures else 0
 
 
-def _list(what: str, entries: Iterable[str]) -> None:
-    entries = list(entries)
-    if entries:
-        print(f"{len(entries):,} {what}:")
-        for entry in entries[:SHOWN]:
-            print(f"  {entry}")
-        if len(entries) > SHOWN:
-            print(f"  ... and {len(entries) - SHOWN:,} more")
+def _export(arguments: argparse.Namespace) -> int:
+    done = export(arguments.store, arguments.target, arguments.layout, arguments.dtype, watch)
+    kept = f", {done.kept:,} were there" if done.kept else ""
+    print(f"{arguments.target}: {done.written + done.kept:,} of {done.rows:,} images ({done.written:,} written{kept})")
+    told.listed("rows are damaged (checksum) and were left out", done.damaged)
+    told.listed("rows are not extracted yet", done.undone)
+    return EXIT_NOT_SOUND if done.damaged or done.undone else 0
+
+
+def _neighbours(arguments: argparse.Namespace) -> int:
+    from feature_extraction.image_index import index_images
+    from feature_extraction.neighbours import contact_sheet, in_both, nearest, spread_out
+    from multitask_vl.data.feature_store import FeatureStore
+
+    names = [arguments.store, *([arguments.control] if arguments.control else [])]
+    stores, paths = [FeatureStore(name) for name in names], index_images(arguments.images).paths
+    among = in_both(stores, paths)
+    queries = arguments.keys or spread_out(among, arguments.queries, arguments.seed)
+    unknown = sorted(set(queries) - set(among))
+    if unknown:
+        raise InputError(
+            f"--keys: {len(unknown)} of {len(queries)} have no picture with features (first: {unknown[0]})"
+        )
+    columns = [
+        (
+            f"{one.manifest.encoder}, weights {one.manifest.weights_tag}",
+            nearest(one, queries, among, arguments.neighbours),
+        )
+        for one in stores
+    ]
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(paths, queries, columns).save(arguments.out, quality=80)
+    for title, found in columns:
+        print(f"{title}, nearest of {len(among):,}:")
+        for key, neighbours in zip(queries, found, strict=True):
+            print(f"  {key}: {', '.join(f'{name} {cosine:.3f}' for name, cosine in neighbours)}")
+    return 0
 
 
 if __name__ == "__main__":

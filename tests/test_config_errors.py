@@ -66,7 +66,7 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file(folder):
         "broken.yaml:18: training.betas.1: is missing",
         "broken.yaml:19: training.lrr: unknown key; did you mean 'lr'?",
         "broken.yaml:20: evaluation.final: got 'report'; expected a list, such as [report]",
-        "broken.yaml:21: features.store: got a mapping; expected a list or a path",
+        "broken.yaml:21: features.store: got a mapping; expected a list or text or a path",
         "broken.yaml:21: features.control: got 5 (one of: none, shuffled)",
         "broken.yaml:22: visual: got nothing; expected a mapping",
         "broken.yaml:23: data_dir: got 3; expected a path",

@@ -107,7 +107,7 @@ def test_inspect_shows_the_manifest(tmp_path, capsys):
     write_store(tmp_path / "s.h5", MANIFEST.model_copy(update={"weights_sha256": None}), made(["b", "a"]))
     assert manage.main(["inspect", str(tmp_path / "s.h5")]) == 0
     told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if "first key" not in line)
-    assert told["rows"] == "2, of which 2 done"
+    assert told["rows"] == "2, of which 2 done (100.0 %)"
     assert told["grid"] == "2 x 3"
     assert told["encoder"] == "RN101"
     assert told["weights_sha256"] == "not known"

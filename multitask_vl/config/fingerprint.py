@@ -18,6 +18,8 @@ MAY_DIFFER = (
     "tracking.*",
     "tasks.*.decoding.*",
     "features.images",
+    "features.read",
+    "features.local_copy",
     "features.batch_size",
     "features.workers",
     "features.precision",

@@ -29,6 +29,7 @@ def _takes_bool(annotation: Any) -> bool:
 
 
 Positive = Annotated[int, Field(gt=0)]
+Url = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.:-]*://")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -86,8 +87,13 @@ class ClipConfig(Section):
 class FeaturesConfig(Section):
     """The HDF5 store of grid features, and how to fill it."""
 
-    store: list[Path] | Path = Path("features.h5")
-    """One store or several; keys must not repeat between them."""
+    store: list[Url | Path] | Url | Path = Path("features.h5")
+    """One store or several; keys must not repeat between them. A URL (https, s3, ...: by fsspec) is read there."""
+    read: Literal["disk", "ram"] = "disk"
+    """`ram`: a process loads all features before training and shares them with its workers."""
+    local_copy: Path | None = None
+    """Folder on a fast disk (/dev/shm: memory, for all processes of the machine) to which the store is copied first,
+    and checked. None: read where it is."""
     images: list[Path] = []
     """Folders searched for images when extracting; a picture's key is its file name without the ending."""
     batch_size: Positive = 64

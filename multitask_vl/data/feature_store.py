@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
+from multitask_vl.data.block_order import BLOCK_ROWS, MIXED, block_order
 from multitask_vl.data.manifest import Manifest, check_manifest
-from multitask_vl.data.row_file import RowFile
-from multitask_vl.data.store_format import Layout, read_layout, shards
+from multitask_vl.data.ram_rows import RamRows
+from multitask_vl.data.rows import Rows, layout_of_place, open_rows
+from multitask_vl.data.store_format import Layout, place, shards
+from multitask_vl.data.store_writer import Watch
 from multitask_vl.errors import InputError
 
 __all__ = ["FeatureStore", "Manifest", "check_manifest"]
+
+
+LOADED_ROWS = 256
 
 
 class FeatureStore:
@@ -23,10 +29,11 @@ class FeatureStore:
     pickled store carries no open file. What was not done when the store was opened counts as absent.
 
     Args:
-        paths: a store or several. ``NAME.h5`` also stands for all of ``NAME-00000-of-00016.h5`` ...
+        paths: a store or several. ``NAME.h5`` also stands for all of ``NAME-00000-of-00016.h5`` ...; a URL
+            (``https://``, ``s3://``, whatever fsspec knows) for the file behind it.
 
     Attributes:
-        paths: the files, shards written out.
+        paths: the files and URLs, shards written out.
         manifest: how the features were made; the same for all files but for the version of the tool.
 
     Raises:
@@ -37,7 +44,7 @@ class FeatureStore:
         given = [paths] if isinstance(paths, (str, Path)) else list(paths)
         if not given:
             raise InputError("features.store: names no file")
-        self.paths = [file for path in given for file in shards(Path(path))]
+        self.paths = [file for path in given for file in shards(place(str(path)))]
         self._layouts = _layouts(self.paths)
         self.manifest = self._layouts[0].manifest
         _same_manifest(self._layouts)
@@ -45,7 +52,8 @@ class FeatureStore:
         # Only where they lie is needed from here on; a quarter of a million keys need not be held twice.
         bare = {"keys": np.empty(0, "S1"), "done": np.empty(0, bool)}
         self._layouts = [dataclasses.replace(layout, **bare) for layout in self._layouts]
-        self._open: dict[int, RowFile] = {}
+        self._open: dict[int, Rows] = {}
+        self._memory: RamRows | None = None
 
     def keys(self) -> list[str]:
         """Keys of the images whose features are there, sorted."""
@@ -75,16 +83,44 @@ class FeatureStore:
         found = self._find(keys)
         if (found < 0).any():
             raise InputError(self.describe_missing(self.missing(keys), len(set(keys))))
-        features = np.empty((len(found), self.manifest.cells, self.manifest.dim), "<f2")
-        for out, at in zip(features, found, strict=True):
-            self._file(int(self._files[at])).read_into(int(self._rows[at]), out)
-        return features
+        return self._read(found)
+
+    def places(self, keys: Sequence[str]) -> np.ndarray:
+        """Position of each key's row in the store [n], counted through its files; -1 where there is none."""
+        found = self._find(keys)
+        starts = np.cumsum([0, *(layout.count for layout in self._layouts)])
+        return np.where(found < 0, -1, starts[self._files[found]] + self._rows[found]) if len(self) else found
+
+    def blocks(
+        self, seed: int, epoch: int, block_rows: int = BLOCK_ROWS, mixed: int = MIXED
+    ) -> Iterator[tuple[list[str], np.ndarray]]:
+        """All features once, in the order of `block_order`: what a disk without fast random reads can follow.
+
+        Yields:
+            keys [n] and their features float16 [n, T, D] of one pool: at most `block_rows` * `mixed` images.
+        """
+        places = np.argsort(np.lexsort((self._rows, self._files)))  # rows without features leave no gaps
+        for pool in block_order(places, seed, epoch, block_rows, mixed):
+            yield [self._keys[at].decode() for at in pool], self._read(pool)
+
+    def load_into_memory(self, watch: Watch = lambda rows, what: rows) -> None:
+        """Hold all features in memory from now on, once for this process and the workers it starts later.
+
+        Raises:
+            InputError: there is not enough memory.
+        """
+        if self._memory is not None:
+            return
+        memory = RamRows((len(self), self.manifest.cells, self.manifest.dim))
+        order = np.lexsort((self._rows, self._files))
+        for start in watch(range(0, len(order), LOADED_ROWS), "loading features"):
+            self._read(order[start : start + LOADED_ROWS], memory.array)
+        self._memory = memory
 
     def describe_missing(self, missing: Sequence[str], asked: int) -> str:
         """The sentence about image keys without features: `missing` of `asked` distinct ones."""
-        where = (
-            self.paths[0].name if len(self.paths) == 1 else f"{self.paths[0].name} and {len(self.paths) - 1} more files"
-        )
+        first = Path(self.paths[0]).name
+        where = first if len(self.paths) == 1 else f"{first} and {len(self.paths) - 1} more files"
         return (
             f"{len(missing):,} of {asked:,} image keys have no features in {where} (first: {missing[0]}). See which: "
             f"python -m feature_extraction.manage verify {self.paths[0]} --images FOLDER; extract them: python "
@@ -94,9 +130,24 @@ class FeatureStore:
     def __getstate__(self) -> dict:
         return {**self.__dict__, "_open": {}}
 
-    def _file(self, index: int) -> RowFile:
+    def _read(self, found: np.ndarray, into: np.ndarray | None = None) -> np.ndarray:
+        """Features at positions of the index, in their order [n, T, D]; or each to its own position of `into`."""
+        if into is None:
+            outs = np.empty((len(found), self.manifest.cells, self.manifest.dim), "<f2")
+        else:
+            outs = [into[at] for at in found]
+        if self._memory is not None:
+            self._memory.read_rows(found, outs)
+            return outs
+        files, rows = self._files[found], self._rows[found]
+        for index in np.unique(files).tolist():
+            mine = np.flatnonzero(files == index)
+            self._rows_of(index).read_rows(rows[mine], outs if len(mine) == len(found) else [outs[at] for at in mine])
+        return outs
+
+    def _rows_of(self, index: int) -> Rows:
         if index not in self._open:
-            self._open[index] = RowFile(self._layouts[index])
+            self._open[index] = open_rows(self._layouts[index])
         return self._open[index]
 
     def _find(self, keys: Sequence[str]) -> np.ndarray:
@@ -116,7 +167,7 @@ def _layouts(paths: Sequence[Path]) -> list[Layout]:
     layouts, problems = [], []
     for path in paths:
         try:
-            layouts.append(read_layout(path))
+            layouts.append(layout_of_place(path))
         except InputError as error:
             problems += error.problems
     if problems:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import zlib
+from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 
 from multitask_vl.data.store_format import Layout
 from multitask_vl.errors import InputError
+
+MOST_BUFFERS = 1024  # of one preadv
 
 
 class RowFile:
@@ -37,6 +41,24 @@ class RowFile:
         got = os.preadv(self._descriptor, [out], layout.features_at + row * layout.row_bytes)
         if got != layout.row_bytes:
             raise InputError(f"{layout.path}: truncated while it was in use (row {row}); copy or extract it again")
+
+    def read_rows(self, rows: Sequence[int] | np.ndarray, outs: Sequence[np.ndarray] | np.ndarray) -> None:
+        """Fill one array for each of `rows` (any order, repeats allowed), each as for `read_into`.
+
+        They are read in the order of the file, neighbours at once.
+        """
+        layout, rows = self.layout, np.asarray(rows)
+        order = np.argsort(rows, kind="stable")
+        ordered = rows[order]
+        starts = np.flatnonzero(np.diff(ordered, prepend=-2) != 1).tolist()
+        order, ordered = order.tolist(), ordered.tolist()
+        for start, stop in pairwise([*starts, len(ordered)]):
+            for at in range(start, stop, MOST_BUFFERS):
+                buffers = [outs[i] for i in order[at : min(at + MOST_BUFFERS, stop)]]
+                offset = layout.features_at + ordered[at] * layout.row_bytes
+                if os.preadv(self._descriptor, buffers, offset) != len(buffers) * layout.row_bytes:
+                    for number, buffer in enumerate(buffers):  # a read may be short; one by one tells which row is cut
+                        self.read_into(ordered[at] + number, buffer)
 
     def matches(self, row: int, buffer: np.ndarray) -> bool:
         """Is a row's checksum that of its bytes? `buffer` (as for `read_into`) is left holding the row."""

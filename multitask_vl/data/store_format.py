@@ -15,6 +15,7 @@ from multitask_vl.data.manifest import FORMAT_VERSION, Manifest
 from multitask_vl.durable import sync
 from multitask_vl.errors import InputError
 
+URL = re.compile(r"[a-z][a-z0-9+.:-]*://")
 SHARD = re.compile(r"(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})")
 PAGE = 4096
 EXTRACT = "python launch/extract_features.py --config CONFIG"
@@ -25,20 +26,26 @@ class Layout:
     """One store file: what it says of itself and where the bytes of its rows lie.
 
     Attributes:
-        path: the file.
+        path: the file, or the URL of one that lies elsewhere.
         manifest: how its features were made.
         keys: UTF-8 image keys [N], in the order of the rows.
         done: which rows count [N], bool, at the time of looking.
+        crc32: `zlib.crc32` of each row's bytes [N], uint32, at the time of looking.
+        count: rows of the file.
+        size: bytes of the file.
         features_at: byte offset of `features` [N, T, D], little-endian float16.
         done_at: byte offset of `done` [N], uint8.
-        crc32_at: byte offset of `crc32` [N], little-endian uint32: `zlib.crc32` of a row's bytes.
-        identity: device and inode, to notice that the file was replaced since.
+        crc32_at: byte offset of `crc32` [N], little-endian uint32.
+        identity: device and inode, to notice that the file was replaced since; zeros for a URL.
     """
 
-    path: Path
+    path: Path | str
     manifest: Manifest
     keys: np.ndarray
     done: np.ndarray
+    crc32: np.ndarray
+    count: int
+    size: int
     features_at: int
     done_at: int
     crc32_at: int
@@ -53,6 +60,15 @@ class Layout:
     def row_bytes(self) -> int:
         """Bytes of one image's features."""
         return self.manifest.cells * self.manifest.dim * 2
+
+    def holds_the_same_as(self, other: Layout) -> bool:
+        """Are manifests, keys, done rows and their checksums equal, that is the features themselves?"""
+        return (
+            not self.manifest.differences(other.manifest)
+            and np.array_equal(self.keys, other.keys)
+            and np.array_equal(self.done, other.done)
+            and np.array_equal(self.crc32[self.done], other.crc32[other.done])
+        )
 
 
 def create(path: Path, manifest: Manifest, keys: Sequence[str]) -> None:
@@ -101,12 +117,14 @@ def read_layout(path: Path) -> Layout:
         raise InputError(f"{path}: not an HDF5 file ({path.stat().st_size:,} bytes); move it away and run: {EXTRACT}")
     try:
         with h5py.File(path, "r", locking=False) as file:
-            return _layout(path, file)
+            status = path.stat()
+            return layout_of(path, file, status.st_size, (status.st_dev, status.st_ino))
     except OSError as error:
-        raise InputError(_damaged(path, str(error))) from error
+        raise InputError(damaged(path, str(error))) from error
 
 
-def _layout(path: Path, file: h5py.File) -> Layout:
+def layout_of(path: Path | str, file: h5py.File, size: int, identity: tuple[int, int] = (0, 0)) -> Layout:
+    """The layout of an opened HDF5 file of `size` bytes; errors as for `read_layout`."""
     if "manifest" not in file.attrs:
         raise InputError(
             f"{path}: an HDF5 file, but not a feature store (no manifest; it holds {len(file)} entries). If it is a "
@@ -121,7 +139,7 @@ def _layout(path: Path, file: h5py.File) -> Layout:
         )
     absent = [name for name in ("features", "keys", "done", "crc32") if name not in file]
     if absent:
-        raise InputError(_damaged(path, f"no dataset {', '.join(absent)}"))
+        raise InputError(damaged(path, f"no dataset {', '.join(absent)}"))
     count = len(file["keys"])
     wanted = {
         "features": ((count, manifest.cells, manifest.dim), "<f2"),
@@ -134,20 +152,22 @@ def _layout(path: Path, file: h5py.File) -> Layout:
         at[name] = one.id.get_offset()
         if one.shape != shape or one.dtype.str != dtype or at[name] is None:
             how = "contiguous" if at[name] is not None else "not contiguous"
-            raise InputError(_damaged(path, f"{name} is {one.shape} {one.dtype} {how}, not {shape} {np.dtype(dtype)}"))
-    status = path.stat()
+            raise InputError(damaged(path, f"{name} is {one.shape} {one.dtype} {how}, not {shape} {np.dtype(dtype)}"))
     ends = at["features"] + count * manifest.cells * manifest.dim * 2
-    if status.st_size < ends:
-        raise InputError(_damaged(path, f"{status.st_size:,} bytes where its rows end at {ends:,}"))
+    if size < ends:
+        raise InputError(damaged(path, f"{size:,} bytes where its rows end at {ends:,}"))
     return Layout(
         path=path,
         manifest=manifest,
         keys=np.asarray(file["keys"][:], dtype=f"S{file['keys'].dtype.itemsize}"),
         done=file["done"][:] == 1,
+        crc32=file["crc32"][:],
+        count=count,
+        size=size,
         features_at=at["features"],
         done_at=at["done"],
         crc32_at=at["crc32"],
-        identity=(status.st_dev, status.st_ino),
+        identity=identity,
     )
 
 
@@ -157,12 +177,26 @@ def encode(keys: Sequence[str]) -> np.ndarray:
     return np.array(encoded, dtype=f"S{max(map(len, encoded), default=1) or 1}")
 
 
-def shards(path: Path) -> list[Path]:
+def is_url(path: Path | str) -> bool:
+    """Does a store lie behind a URL rather than in a file of this machine?"""
+    return isinstance(path, str) and URL.match(path) is not None
+
+
+def place(text: str) -> Path | str:
+    """What somebody named as a store: a URL as it stands, everything else as a path."""
+    return text if is_url(text) else Path(text)
+
+
+def shards(path: Path | str) -> list[Path | str]:
     """The files that a configured store consists of: the file itself, or all of ``NAME-00003-of-00016.h5``.
+
+    A URL stands for itself: shards behind URLs are listed one by one.
 
     Raises:
         InputError: shards are missing, belong to two different splits, or stand beside a whole store of the same name.
     """
+    if is_url(path):
+        return [path]
     path = Path(path)
     names = [(one, SHARD.fullmatch(one.stem)) for one in path.parent.glob(f"*{path.suffix}")]
     parts = {one: match for one, match in names if match and match["name"] == path.stem}
@@ -183,5 +217,5 @@ def shards(path: Path) -> list[Path]:
     return sorted(parts)
 
 
-def _damaged(path: Path, why: str) -> str:
+def damaged(path: Path | str, why: str) -> str:
     return f"{path}: truncated or damaged feature store ({why}); copy it again, or delete it and run: {EXTRACT}"

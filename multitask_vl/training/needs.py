@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TypeVar
 
 import pyarrow.compute as pc
@@ -16,6 +15,7 @@ from multitask_vl.config.schema import Config
 from multitask_vl.data.collate import image_keys, missing_features
 from multitask_vl.data.examples import column, compiled, made_from
 from multitask_vl.data.feature_store import FeatureStore, check_manifest
+from multitask_vl.data.open_store import open_store
 from multitask_vl.data.text_lengths import too_long
 from multitask_vl.errors import InputError
 from multitask_vl.evaluation.predict import choice_ids
@@ -112,7 +112,7 @@ def find_needs(config: Config, splits: list[str], in_turn: Callable[[], Abstract
     tokenizer = needs.finding("tokenizer")
     needs.tokenizer = tokenizer.look(lambda: load_tokenizer(config.backbone), lambda one: f"{len(one):,} tokens")
     features = needs.finding("feature store")
-    needs.store = features.look(lambda: _store(config), _told)
+    needs.store = features.look(lambda: open_store(config.features, config.data_dir), _told)
     if needs.store is not None:
         features.problems += check_manifest(needs.store.manifest, config.clip, config.visual)
     for task in needs.tasks.values():
@@ -127,16 +127,6 @@ def _tasks(config: Config) -> dict[str, Task]:
     if not tasks:
         raise InputError("tasks: at least one task is needed; compose one of configs/tasks/*.yaml")
     return tasks
-
-
-def _store(config: Config) -> FeatureStore:
-    stores = config.features.store if isinstance(config.features.store, list) else [config.features.store]
-    return FeatureStore([_under(config.data_dir, path) for path in stores])
-
-
-def _under(folder: Path, path: Path) -> Path:
-    path = path.expanduser()
-    return path if path.is_absolute() else folder / path
 
 
 def _told(store: FeatureStore) -> str:
