@@ -94,7 +94,7 @@ def test_the_runs_are_those_that_were_asked_for():
             "LoRA": 3,
         }
         assert {run.seed for run in routed} == set(SEEDS)
-    assert [run.row for run in all_runs(shorter=5) if run.group == "steps"] == ["30", "240"]
+    assert [run.row for run in all_runs(shorter=5) if run.group == "steps"] == ["30", "80", "240"]
 
 
 def test_every_run_s_command_is_a_configuration(tmp_path):
