@@ -14,6 +14,7 @@ from multitask_vl.errors import InputError
 from tests.golden.fixture import Fixture, NotUnderstood, Report, read
 from tests.golden.layers import run_layer
 from tests.golden.models import run_losses, run_model, run_training
+from tests.golden.trunk import PIXELS, run_trunk
 
 
 def run(path: Path) -> Report:
@@ -32,6 +33,8 @@ def _runner(fixture: Fixture):
         return run_training
     if "input/logits" in fixture.tensors:
         return run_losses
+    if PIXELS in fixture.tensors:
+        return run_trunk
     if "trainable" in fixture.meta and any(name.startswith("output/") for name in fixture.tensors):
         return run_model
     raise NotUnderstood(f"a file of kind {fixture.meta.get('fixture', 'unknown')!r}")
