@@ -52,6 +52,18 @@ def test_other_sizes(family, granularity, tmp_path):
     assert report.worst < 2e-5
 
 
+def test_a_gate_may_be_a_row(tmp_path):
+    """A vector of the source's may have an axis of one entry more than ours."""
+    name, scale = FILES["bart"]
+    fixture = with_gates(read(GOLDEN / f"{name}.safetensors"), "middleY")
+    outputs = computed(fixture, scale)
+    rows = {key: value[None] for key, value in (fixture.tensors | outputs).items() if key.endswith("middle_ia3_add")}
+    assert len(rows) > 4
+    path = tmp_path / "rows.safetensors"
+    record(path, replace(fixture, tensors=fixture.tensors | rows), outputs | rows)
+    assert run(path).failures == []
+
+
 def test_a_head_too_few_is_noticed(tmp_path):
     fixture = read(GOLDEN / "vlpet_large.safetensors")
     tensors = {name: value for name, value in fixture.tensors.items() if "multihead_down.2." not in name}

@@ -250,7 +250,8 @@ def _compare_gradients(report: Report, model: VLSeq2Seq, batch: Batch, fixture: 
 
     def gradient_of(name: str) -> torch.Tensor | None:
         whole = parameters[ours(model, name)].grad
-        return None if whole is None else part(model, name, whole, fixture.weights[name])
+        stored = fixture.weights[fixture.aliases.get(name, name)]
+        return None if whole is None else part(model, name, whole, stored)
 
     for name, value in gradients.items():
         gradient = gradient_of(name)

@@ -67,9 +67,13 @@ def ours(model: VLSeq2Seq, name: str) -> str:
 
 
 def part(model: VLSeq2Seq, name: str, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Of our tensor (or its gradient) what the source calls ``name``: all of it, or a block as long as ``like``."""
+    """Of our tensor (or its gradient) what the source calls ``name``: all of it, or a block as long as ``like``.
+
+    A vector may be a row or a column there.
+    """
     block = _place(model, name)[1]
-    return tensor if block is None else tensor[block * len(like) : (block + 1) * len(like)]
+    own = tensor if block is None else tensor[block * len(like) : (block + 1) * len(like)]
+    return own.reshape(like.shape) if own.squeeze().shape == like.squeeze().shape else own
 
 
 def load_weights(model: VLSeq2Seq, fixture: Fixture) -> None:
