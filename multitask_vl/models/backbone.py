@@ -17,6 +17,7 @@ from multitask_vl.config.locate import locate
 from multitask_vl.config.schema import BackboneConfig
 from multitask_vl.errors import InputError
 from multitask_vl.methods.sites import Layout
+from multitask_vl.models.token_loss import Head
 
 
 class Backbone(ABC):
@@ -140,11 +141,11 @@ class Backbone(ABC):
     def decode(
         self, lm: PreTrainedModel, decoder_input_ids: torch.Tensor, states: torch.Tensor, kinds: torch.Tensor
     ) -> torch.Tensor:
-        """Decoder states [B, T, d] that `logits` reads."""
+        """Decoder states [B, T, d] that `head` reads."""
 
     @abstractmethod
-    def logits(self, lm: PreTrainedModel, hidden: torch.Tensor) -> torch.Tensor:
-        """[..., d] -> [..., V]."""
+    def head(self, lm: PreTrainedModel) -> Head:
+        """What scores the next token."""
 
     @abstractmethod
     def choice_start(self, lm: PreTrainedModel) -> Sequence[int]:

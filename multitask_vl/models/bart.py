@@ -16,6 +16,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from multitask_vl.config.schema import BackboneConfig
 from multitask_vl.methods.sites import Layout, Site
 from multitask_vl.models.backbone import Backbone
+from multitask_vl.models.token_loss import Head
 from multitask_vl.registry import BACKBONES
 
 ATTENTION_ROLES = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output"}
@@ -94,9 +95,9 @@ class Bart(Backbone):
             use_cache=False,
         ).last_hidden_state
 
-    def logits(self, lm: BartForConditionalGeneration, hidden: torch.Tensor) -> torch.Tensor:
+    def head(self, lm: BartForConditionalGeneration) -> Head:
         """The tied head and the (zero) bias buffer."""
-        return lm.lm_head(hidden) + lm.final_logits_bias[0].to(hidden.dtype)
+        return Head(lm.lm_head.weight, lm.final_logits_bias[0])
 
     def choice_start(self, lm: BartForConditionalGeneration) -> Sequence[int]:
         """``</s> <s>``: BART's targets open with ``<s>``."""

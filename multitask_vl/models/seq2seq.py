@@ -9,7 +9,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutput
@@ -22,10 +21,9 @@ from multitask_vl.methods.base import Method
 from multitask_vl.methods.io import save_adapter
 from multitask_vl.models.backbone import Backbone
 from multitask_vl.models.merged import write_merged
+from multitask_vl.models.token_loss import token_loss
 from multitask_vl.models.visual import VisualEmbedding
 from multitask_vl.routing.context import PADDING, PROMPT, TEXT, VISUAL, Context
-
-IGNORED = -100
 
 
 @dataclass(frozen=True)
@@ -87,10 +85,8 @@ class VLSeq2Seq(nn.Module):
             return self.token_loss(hidden, batch.labels)
 
     def token_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Losses [B, T] of decoder states [B, T, d]; the vocabulary product is taken at valid positions only."""
-        valid = labels != IGNORED
-        losses = F.cross_entropy(self.logits(hidden[valid]).float(), labels[valid], reduction="none")
-        return losses.new_zeros(labels.shape).masked_scatter(valid, losses)
+        """Losses [B, T] of decoder states [B, T, d]; see `multitask_vl.models.token_loss`."""
+        return token_loss(hidden, labels, self.family.head(self.lm))
 
     # ---- parts
 
@@ -123,7 +119,7 @@ class VLSeq2Seq(nn.Module):
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Scores of the next token [..., V]."""
-        return self.family.logits(self.lm, hidden)
+        return self.family.head(self.lm).scores(hidden)
 
     # ---- prediction
 

@@ -17,6 +17,7 @@ from multitask_vl.config.schema import BackboneConfig
 from multitask_vl.errors import InputError
 from multitask_vl.methods.sites import Layout, Site
 from multitask_vl.models.backbone import Backbone
+from multitask_vl.models.token_loss import Head
 from multitask_vl.registry import BACKBONES
 
 ATTENTION_ROLES = {"q": "query", "k": "key", "v": "value", "o": "output"}
@@ -137,11 +138,10 @@ class T5(Backbone):
             use_cache=False,
         ).last_hidden_state
 
-    def logits(self, lm: T5ForConditionalGeneration, hidden: torch.Tensor) -> torch.Tensor:
+    def head(self, lm: T5ForConditionalGeneration) -> Head:
         """The head; before a tied one states are scaled by d^-1/2 (T5 1.1 and Flan have their own head, unscaled)."""
-        if lm.config.scale_decoder_outputs:
-            hidden = hidden * lm.config.d_model**-0.5
-        return lm.lm_head(hidden)
+        scale = lm.config.d_model**-0.5 if lm.config.scale_decoder_outputs else 1.0
+        return Head(lm.lm_head.weight, scale=scale)
 
     def choice_start(self, lm: T5ForConditionalGeneration) -> Sequence[int]:
         """The start token alone: T5's targets open with their first word."""
