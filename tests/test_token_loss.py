@@ -81,7 +81,7 @@ def test_without_gradients_the_second_product_is_left_out(monkeypatch):
 
 @pytest.mark.parametrize("trained", [False, True])
 def test_nothing_of_the_size_of_all_scores_is_kept(trained):
-    hidden, labels, head, factors = problem(trained=trained)
+    hidden, labels, head, _ = problem(trained=trained)
     sizes = []
     pack = lambda tensor: sizes.append(tensor.numel()) or tensor  # noqa: E731
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -203,7 +203,11 @@ class TrainingConfig(Section):
     batch_size: Positive = 500
     """Global batch before the task's `batch_share`, over all processes."""
     micro_batch_size: Positive | None = None
-    """Examples of one forward pass on one process; the rest is gradient accumulation. None: all at once."""
+    """Examples of one forward pass on one process; the rest is gradient accumulation. None: all at once. Rows of like
+    length go together."""
+    group_by_length: bool = False
+    """Batches of rows of like length, within a task: less padding. Every row still comes once a pass, and the order is
+    the same for any number of processes. Off in the published recipes."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     warmup_ratio: Share = 0.1

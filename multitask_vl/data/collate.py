@@ -77,13 +77,20 @@ class Collator:
             truncation=config.max_input_tokens is not None, max_length=config.max_input_tokens, return_tensors="pt",
         )  # fmt: skip
         keys = [self.stand_in.get(key, key) for images in columns["images"] for key in images]
-        features = torch.from_numpy(self.store.get_many(keys))
+        distinct = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        features = torch.from_numpy(self.store.get_many(list(distinct)))
+        images = None
+        if len(distinct) < len(keys):
+            images = torch.tensor([distinct[key] for key in keys]).view(len(columns["id"]), -1)
+        else:
+            features = features.view(len(columns["id"]), -1, *features.shape[1:])
         return Batch(
             task=self.task.name,
             ids=list(columns["id"]),
             input_ids=text.input_ids,
             attention_mask=text.attention_mask,
-            features=features.view(len(columns["id"]), -1, *features.shape[1:]),
+            features=features,
+            images=images,
             rows=torch.as_tensor(np.asarray(rows, dtype=np.int64)),
         )
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from multitask_vl.config.schema import MixingConfig
+from multitask_vl.data.length_groups import grouped
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,25 @@ class Schedule:
     (seed, task, pass), and starts the next pass where the last one ended; the last batch of a pass may be smaller. With
     the ``proportional`` mixture a cycle is one pass over every task, as VL-Adapter's round-robin loader does.
 
+    With ``lengths`` a batch has rows of like length (see `multitask_vl.data.length_groups`); what else is said here
+    holds as well.
+
     Args:
         sizes: task -> number of training rows.
         batch_sizes: task -> rows of one step, over all processes.
         mixing: how steps are shared between tasks.
         seed: decides every order.
+        lengths: task -> a number for each of its rows, the larger the longer; None: rows are mixed as they come.
     """
 
-    def __init__(self, sizes: Mapping[str, int], batch_sizes: Mapping[str, int], mixing: MixingConfig, seed: int):
+    def __init__(
+        self,
+        sizes: Mapping[str, int],
+        batch_sizes: Mapping[str, int],
+        mixing: MixingConfig,
+        seed: int,
+        lengths: Mapping[str, np.ndarray] | None = None,
+    ):
         self.tasks = list(sizes)
         self.sizes = dict(sizes)
         self.batch_sizes = dict(batch_sizes)
@@ -52,6 +64,8 @@ class Schedule:
         self.batches = {task: math.ceil(sizes[task] / batch_sizes[task]) for task in self.tasks}
         self.steps_per_epoch = sum(self.batches.values())
         self.shares = _shares(self.batches, mixing)
+        self.lengths = lengths
+        self._grouped: dict[int, tuple[int, np.ndarray]] = {}
 
     def draw(self, step: int) -> Draw:
         """Task and rows of ``step``; costs the same for any step."""
@@ -62,8 +76,19 @@ class Schedule:
         visit = cycle * self.shares[task] + int(seen[offset])
         passed, batch = divmod(visit, self.batches[task])
         size = self.batch_sizes[task]
-        rows = _pass(self.seed, index, passed, self.sizes[task])[batch * size : (batch + 1) * size]
+        rows = self._order(index, passed)[batch * size : (batch + 1) * size]
         return Draw(step=step, task=task, rows=rows, visit=visit)
+
+    def _order(self, index: int, passed: int) -> np.ndarray:
+        """All rows of a task in the order of one pass."""
+        task = self.tasks[index]
+        order = _pass(self.seed, index, passed, self.sizes[task])
+        if self.lengths is None:
+            return order
+        if self._grouped.get(index, (None,))[0] != passed:
+            rng = np.random.default_rng([self.seed, 6, index, passed])
+            self._grouped[index] = passed, grouped(order, self.lengths[task], self.batch_sizes[task], rng)
+        return self._grouped[index][1]
 
 
 def _shares(batches: Mapping[str, int], mixing: MixingConfig) -> dict[str, int]:

@@ -17,7 +17,7 @@ from multitask_vl.data.examples import column
 from multitask_vl.tasks.base import Task
 from multitask_vl.tasks.files import write_json
 
-_TEXTS_AT_ONCE = 4096
+TEXTS_AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
@@ -62,14 +62,9 @@ def too_long(
 
 def _remembered(table: Dataset, name: str, prompt: str, limit: int, tokenizer: PreTrainedTokenizerBase) -> Over:
     """`_count`, or what it found before for the same table, prompt, limit and tokenizer."""
-    backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:
-        return _count(table, name, prompt, limit, tokenizer)  # nothing tells whether it is the same tokenizer
-    # how the last call cut and padded belongs to that call
-    rules = {key: value for key, value in json.loads(backend.to_str()).items() if key not in ("truncation", "padding")}
-    about = [tokenizers.__version__, type(tokenizer).__name__, rules, name, prompt, limit]
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
-    path = Path(table.cache_files[0]["filename"]).with_name(f"over-{key}.json")
+    path = place(table, tokenizer, "over", [name, prompt, limit], ".json")
+    if path is None:
+        return _count(table, name, prompt, limit, tokenizer)
     if path.is_file():
         return Over(**json.loads(path.read_text(encoding="utf-8")))
     over = _count(table, name, prompt, limit, tokenizer)
@@ -79,6 +74,26 @@ def _remembered(table: Dataset, name: str, prompt: str, limit: int, tokenizer: P
     return over
 
 
+def place(table: Dataset, tokenizer: PreTrainedTokenizerBase, what: str, about: list, ending: str) -> Path | None:
+    """Where to remember, beside a compiled table, what was found of its texts with a tokenizer.
+
+    Args:
+        what: begins the file's name.
+        about: what it depends on besides; JSON-able.
+
+    Returns:
+        None where nothing tells whether a later tokenizer is the same one.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    # how the last call cut and padded belongs to that call
+    rules = {key: value for key, value in json.loads(backend.to_str()).items() if key not in ("truncation", "padding")}
+    whole = [tokenizers.__version__, type(tokenizer).__name__, rules, *about]
+    key = hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()[:16]
+    return Path(table.cache_files[0]["filename"]).with_name(f"{what}-{key}{ending}")
+
+
 def _count(table: Dataset, name: str, prompt: str, limit: int, tokenizer: PreTrainedTokenizerBase) -> Over:
     texts = column(table, name)
     if name == "answers":
@@ -86,8 +101,8 @@ def _count(table: Dataset, name: str, prompt: str, limit: int, tokenizer: PreTra
     # a text is cut into tokens once, however often it stands there: answers repeat a hundred times
     counted = pc.value_counts(texts)
     over: list[tuple[int, str, int]] = []
-    for start in range(0, len(counted), _TEXTS_AT_ONCE):
-        chunk = counted.slice(start, _TEXTS_AT_ONCE)
+    for start in range(0, len(counted), TEXTS_AT_ONCE):
+        chunk = counted.slice(start, TEXTS_AT_ONCE)
         found = [prompt + text for text in chunk.field("values").to_pylist()]
         lengths = [len(ids) for ids in tokenizer(found).input_ids]
         times = chunk.field("counts").to_pylist()

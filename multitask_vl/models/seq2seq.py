@@ -72,6 +72,7 @@ class VLSeq2Seq(nn.Module):
         self.description = description
         self.config = config
         self.loaded: dict[str, Any] | None = None
+        self.held: torch.dtype | None = None
         family.decoder(lm).register_forward_pre_hook(context.door, with_kwargs=True)
 
     # ---- training
@@ -94,7 +95,9 @@ class VLSeq2Seq(nn.Module):
         """Text and cells through the joint encoder."""
         self._fits("a text", batch.input_ids.shape[1], batch.task, "max_input_tokens")
         with self.context.of(batch.task):
-            tokens, projected = self.visual(batch.features, self.lm.get_input_embeddings().weight)
+            tokens, projected = self.visual(
+                batch.features, self.lm.get_input_embeddings().weight, repeated=batch.images
+            )
             prompts = [prompt for method in self.methods if (prompt := method.prompt(batch.task)) is not None]
             prompt = torch.cat(prompts) if prompts else tokens.new_zeros(0, tokens.shape[-1])
             kinds = torch.cat(
@@ -200,8 +203,27 @@ class VLSeq2Seq(nn.Module):
             part["total"] += parameter.numel()
         return counts
 
+    def hold_frozen(self, dtype: torch.dtype) -> None:
+        """Keep the language model's frozen maps and embeddings in ``dtype``, which autocast would cast at every use.
+
+        From then on the model runs only under autocast to ``dtype``. Norms and position biases, which autocast leaves
+        alone, stay in float32, and so does everything that is trained.
+        """
+        tables = {id(self.lm.get_parameter(name)) for name in self.family.layout(self.lm).bias_tables}
+        for module in self.lm.modules():
+            if isinstance(module, nn.Linear | nn.Embedding):
+                for parameter in module.parameters(recurse=False):
+                    if not parameter.requires_grad and id(parameter) not in tables:
+                        parameter.data = parameter.data.to(dtype)
+        self.held = dtype
+
     def merge(self) -> None:
         """Fold every method into the backbone's weights, in place; InputError, with nothing done, if one cannot."""
+        if self.held is not None:
+            raise InputError(
+                f"the frozen weights are held in {self.held}, too coarse to fold anything into; save the adapter and "
+                "load it with from_pretrained"
+            )
         refusals = [reason for method in self.methods if (reason := method.cannot_merge())]
         if refusals:
             raise InputError(refusals)

@@ -51,25 +51,32 @@ class VisualEmbedding(nn.Module):
         boxes: torch.Tensor | None = None,
         image_order: torch.Tensor | None = None,
         cell_order: torch.Tensor | None = None,
+        repeated: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens of every cell, and their projection alone.
 
         Args:
-            features: grid features [B, I, T, D] of I images with T row-major cells; T must be a square if it is pooled.
+            features: grid features [B, I, T, D] of I images with T row-major cells; T must be a square if it is
+                pooled. With ``repeated`` those of distinct images [U, T, D].
             words: the word table [V, d].
             boxes: corners (x1, x2, y1, y2) in [0, 1] of every cell left after pooling [B, I * T', 4]; None: as
                 configured.
             image_order, cell_order: which image, and which cell of it [B, I * T']; None: in order.
+            repeated: which of the distinct images each row has [B, I]; each is projected once.
 
         Returns:
             tokens [B, I * T', d] with image 0 first, and LN(W x) of the same shape.
         """
+        if repeated is not None:
+            features = features.unsqueeze(1)
         cells = self.pool(features.to(self.project.weight.dtype))
-        count, images, per_image = cells.shape[:3]
-        cells = cells.flatten(1, 2)
         projected = self.project_norm(self.project(cells))
+        if repeated is not None:
+            projected = projected.squeeze(1)[repeated]
+        count, images, per_image = projected.shape[:3]
+        projected = projected.flatten(1, 2)
         if boxes is None:
-            boxes = self._own_boxes(per_image, cells).repeat(images, 1)
+            boxes = self._own_boxes(per_image, projected).repeat(images, 1)
         area = (boxes[..., 3] - boxes[..., 2]) * (boxes[..., 1] - boxes[..., 0])
         tokens = projected + self.box_norm(self.box(torch.cat([boxes, area.unsqueeze(-1)], -1)))
         if not self.config.order_embedding:
@@ -82,9 +89,9 @@ class VisualEmbedding(nn.Module):
                 "(half of backbone.extra_tokens); pool with visual.pool or raise backbone.extra_tokens"
             )
         if image_order is None:
-            image_order = torch.arange(images, device=cells.device).repeat_interleave(per_image).expand(count, -1)
+            image_order = torch.arange(images, device=projected.device).repeat_interleave(per_image).expand(count, -1)
         if cell_order is None:
-            cell_order = torch.arange(per_image, device=cells.device).repeat(images).expand(count, -1)
+            cell_order = torch.arange(per_image, device=projected.device).repeat(images).expand(count, -1)
         tokens = tokens + self.image_order(image_order) + F.embedding(len(words) - 1 - cell_order, words)
         return tokens, projected
 

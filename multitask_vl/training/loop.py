@@ -72,7 +72,7 @@ def train(loaded: Loaded) -> dict[str, dict]:
         valid = batch.labels != -100
         denominator = task.reduce(torch.zeros(valid.shape, device=valid.device), valid, batch.weights)[1] * counted
         denominator = accelerator.reduce(denominator, "sum").clamp(min=1e-12)
-        pieces = _micro_batches(batch, settings.micro_batch_size)
+        pieces = batch.pieces(settings.micro_batch_size)
         loss = torch.zeros((), device=accelerator.device)
         for i, piece in enumerate(pieces):
             with accelerator.no_sync(wrapped) if i < len(pieces) - 1 else nullcontext():
@@ -150,12 +150,6 @@ def _loader(run: Run, schedule: Schedule, done: int, total: int, accelerator: Ac
         worker_init_fn=keep_shared,
         pin_memory=accelerator.device.type == "cuda",
     )
-
-
-def _micro_batches(batch: Batch, size: int | None) -> list[Batch]:
-    if size is None or size >= len(batch):
-        return [batch]
-    return [batch.rows_slice(start, start + size) for start in range(0, len(batch), size)]
 
 
 def _seed(seed: int, step: int, rank: int) -> int:

@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType, ProjectConfiguration
+from accelerate.utils import DistributedType, LoggerType, ProjectConfiguration
 
 from multitask_vl.config.schema import Config
 from multitask_vl.data.collate import Collator, image_keys, shuffled_images
 from multitask_vl.data.examples import made_from
 from multitask_vl.data.feature_store import FeatureStore
+from multitask_vl.data.row_lengths import row_lengths
 from multitask_vl.data.schedule import Schedule
 from multitask_vl.errors import InputError
 from multitask_vl.models.build import build_model
@@ -44,7 +45,13 @@ class Run:
             name: max(1, int(self.config.training.batch_size * task.config.batch_share))
             for name, task in self.tasks.items()
         }
-        return Schedule(sizes, batches, self.config.mixing, self.config.seed)
+        return Schedule(sizes, batches, self.config.mixing, self.config.seed, self._lengths())
+
+    def _lengths(self) -> dict[str, np.ndarray] | None:
+        if not self.config.training.group_by_length:
+            return None
+        collators = {name: self.collators[name, TRAIN] for name in self.tasks}
+        return {name: row_lengths(one.task, one.table, one.tokenizer) for name, one in collators.items()}
 
     def data(self) -> dict[str, dict[str, dict]]:
         """Task -> split -> how many examples it has and which files they come from."""
@@ -114,6 +121,9 @@ def assemble(config: Config, accelerator: Accelerator, needs: Needs) -> Run:
     trained = [table for (_, split), table in tables.items() if split == TRAIN]
     if config.visual.standardize and trained:
         model.visual.init_standardized(*_statistics(store, trained, config.seed))
+    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
+    if accelerator.mixed_precision == "bf16" and not sharded:  # what shards weights has precisions of its own
+        model.hold_frozen(torch.bfloat16)
     return Run(config, needs.tasks, collators, model, needs.remarks)
 
 
