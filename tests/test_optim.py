@@ -94,3 +94,26 @@ def test_clipping_returns_the_norm_before_it():
     assert weight.grad.tolist() == [3.0, 4.0]
     assert clip_gradients([weight], 1.0) == pytest.approx(5.0)
     assert weight.grad.norm().item() == pytest.approx(1.0, rel=1e-4)
+
+
+def test_the_fused_optimiser_is_torch_s_own_and_goes_on_from_its_state():
+    torch.manual_seed(0)
+    start, gradients = torch.randn(33, 7), [torch.randn(33, 7) for _ in range(4)]
+    ours, plain, resumed = (torch.nn.Parameter(start.clone()) for _ in range(3))
+    optimizer = build_optimizer({"w": ours}, settings())
+    assert optimizer.param_groups[0]["fused"]
+    other = torch.optim.AdamW([plain], lr=0.1, weight_decay=0.1, eps=1e-3, fused=False)
+    for step, gradient in enumerate(gradients):
+        if step == 2:  # as a checkpoint keeps them
+            kept = {key: value.clone() for key, value in optimizer.state[ours].items()}
+            resumed.data.copy_(ours.data)
+        ours.grad, plain.grad = gradient.clone(), gradient.clone()
+        optimizer.step()
+        other.step()
+    torch.testing.assert_close(ours, plain, atol=1e-6, rtol=1e-6)
+    again = build_optimizer({"w": resumed}, settings())
+    again.state[resumed] = kept
+    for gradient in gradients[2:]:
+        resumed.grad = gradient.clone()
+        again.step()
+    assert torch.equal(resumed, ours)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,21 @@ class CpuDropout(TorchFunctionMode):
         if func is F.scaled_dot_product_attention:
             return _attention(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
+
+
+class Nested(AbstractContextManager):
+    """Several contexts, one inside the other; may be entered more than once if each of them may."""
+
+    def __init__(self, *contexts: AbstractContextManager):
+        self.contexts = contexts
+
+    def __enter__(self) -> None:
+        self.entered = ExitStack()
+        for context in self.contexts:
+            self.entered.enter_context(context)
+
+    def __exit__(self, *error: object) -> None:
+        self.entered.close()
 
 
 def kept(shape: torch.Size, rate: float) -> torch.Tensor:

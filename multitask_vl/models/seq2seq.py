@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +21,7 @@ from multitask_vl.methods import hub
 from multitask_vl.methods.base import Method
 from multitask_vl.methods.io import save_adapter
 from multitask_vl.models.backbone import Backbone
+from multitask_vl.models.dropout import CpuDropout, Nested
 from multitask_vl.models.merged import write_merged
 from multitask_vl.models.token_loss import token_loss
 from multitask_vl.models.visual import VisualEmbedding
@@ -80,7 +82,7 @@ class VLSeq2Seq(nn.Module):
     def forward(self, batch: Batch) -> torch.Tensor:
         """Cross-entropy of every target token [B, T] in float32, 0 where the label is ignored."""
         self._fits("a target", batch.labels.shape[1], batch.task, "max_target_tokens")
-        with self.context.of(batch.task):
+        with self.context.of(batch.task), self._masks():
             encoded = self.encode(batch)
             hidden = self.decode(encoded, self.lm.prepare_decoder_input_ids_from_labels(batch.labels))
             return self.token_loss(hidden, batch.labels)
@@ -237,9 +239,18 @@ class VLSeq2Seq(nn.Module):
                 "reentrant gradient checkpointing is refused: it has no context_fn, so a recomputed layer would not "
                 "know its task and x_R; leave use_reentrant at False"
             )
-        self.lm.activation_checkpointing_enable(
-            {"use_reentrant": False, "context_fn": self.context.checkpoint_contexts}
-        )
+        self.lm.activation_checkpointing_enable({"use_reentrant": False, "context_fn": self._recomputed})
+
+    def _masks(self) -> AbstractContextManager:
+        """Where a forward pass in training takes its dropout masks from."""
+        on_cpu = self.visual.project.weight.device.type == "cpu"
+        cheap = self.training and on_cpu and not torch.compiler.is_compiling()
+        return CpuDropout() if cheap else nullcontext()
+
+    def _recomputed(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """``context_fn`` of a checkpoint: a layer is recomputed with its task, its x_R and its dropout masks."""
+        first, again = self.context.checkpoint_contexts()
+        return first, Nested(again, self._masks())
 
     # ---- artefacts; `multitask_vl.models.pretrained.from_pretrained` is the way back
 

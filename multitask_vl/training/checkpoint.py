@@ -132,11 +132,13 @@ def load(checkpoint: Path, parameters: Mapping[str, Parameter], optimizer: torch
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
     moments = load_file(checkpoint / "optimizer.safetensors")
+    # a fused optimiser counts its steps on the device
+    fused = any(group.get("fused") for group in optimizer.param_groups)
     for name, parameter in parameters.items():
         keys = {key.removeprefix(f"{name}/"): key for key in moments if key.startswith(f"{name}/")}
         if keys:
             optimizer.state[parameter] = {
-                kind: moments[key] if kind == "step" else moments[key].to(parameter.device)
+                kind: moments[key] if kind == "step" and not fused else moments[key].to(parameter.device)
                 for kind, key in keys.items()
             }
     return int(read_state(checkpoint)["step"])

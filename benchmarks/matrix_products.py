@@ -1,0 +1,48 @@
+"""How long do the matrix products of a piece of work take alone: recorded by shape, stride and type, and redone."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+SEEN = {
+    aten.mm.default: aten.mm.out,
+    aten.mm.out: aten.mm.out,
+    aten.bmm.default: aten.bmm.out,
+    aten.addmm.default: aten.addmm.out,
+    aten.baddbmm.default: aten.baddbmm.out,
+}
+"""Operation -> the same one into memory that is there."""
+
+
+class Products(TorchDispatchMode):
+    """While it is entered, matrix products are counted by what they work on; backward passes included."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: Counter = Counter()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func in SEEN:
+            tensors = tuple((tuple(x.shape), x.stride(), x.dtype) for x in args if isinstance(x, torch.Tensor))
+            self.found[SEEN[func], tensors, (tuple(result.shape), result.dtype)] += 1
+        return result
+
+    def seconds(self, repeats: int = 3) -> float:
+        """The fastest of some repeats of each kind, times how often it occurred."""
+        total = 0.0
+        for (operation, tensors, (shape, dtype)), count in self.found.items():
+            args = [torch.empty_strided(*one[:2], dtype=one[2]).normal_() for one in tensors]
+            out = torch.empty(shape, dtype=dtype)
+            times = []
+            for _ in range(repeats + 1):
+                started = time.perf_counter()
+                operation(*args, out=out)
+                times.append(time.perf_counter() - started)
+            total += count * min(times[1:])
+        return total

@@ -1,0 +1,215 @@
+"""What does a training step cost beside the plain way? python -m benchmarks.training --only captions --precision fp32
+
+Plain is the library's BART with sdpa and its own loss, the same visual embedding and adapters, torch's AdamW, texts
+padded to 20 tokens (captions to 20 as well), as published. A second yardstick pads only to the batch's longest. Sizes
+are BART-base's, weights and features random, texts real: VQA v2 questions and COCO captions through BART's tokenizer.
+
+All cases take their steps in turns, on the same rows. A case's time is the mean over its batches of the fastest (or
+median) step; batches by length are drawn evenly from the sorted ones, so that their mean is that of a pass. Memory is
+what a step needs above the loaded model, in a process of its own (Linux). One call measures one kind of texts in one
+precision; --page writes its table between its marks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from benchmarks.matrix_products import Products
+from benchmarks.training_cases import CASES, TASKS, Case, batches_of, plain_loss
+from multitask_vl.parameter_table import put_between_markers
+from multitask_vl.reports.formats import Column, Table, render
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def check(cases: dict[str, Case], batches: dict[str, list]) -> None:
+    """Without dropout plain and ours have the same loss, or the comparison means nothing."""
+    plain = next(case for case in cases.values() if case.plain)
+    ours = next(case for case in cases.values() if not case.plain)
+    batch = batches["mixed"][0]
+    with torch.no_grad():
+        one, other = plain_loss(plain.model.eval(), batch), ours.mean_loss(ours.model.eval(), batch)
+    for case in (plain, ours):
+        case.model.train()
+    if abs(float(one) - float(other)) > (1e-4 if ours.precision == "fp32" else 0.05) * float(one):
+        raise SystemExit(f"plain and ours differ: {float(one)} and {float(other)}")
+    print(f"same loss without dropout: {float(one):.5f} and {float(other):.5f}", file=sys.stderr, flush=True)
+
+
+def timed(cases: dict[str, Case], batches: dict[str, list], rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds of each case: the mean over batches of the fastest, the median and the fastest by process CPU time."""
+    walls: dict[str, list[list[float]]] = {name: [[] for _ in batches[case.order]] for name, case in cases.items()}
+    cpus: dict[str, list[list[float]]] = {name: [[] for _ in batches[case.order]] for name, case in cases.items()}
+    for turn in range(rounds + 1):
+        for place in range(len(batches["mixed"])):
+            for name, case in cases.items():
+                if turn == 0 and place:
+                    continue  # one step of each warms up
+                wall, cpu = time.perf_counter(), time.process_time()
+                case.step(batches[case.order][place])
+                wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+                print(f"{turn} {place} {name}: {wall:.2f} s, CPU {cpu:.2f} s", file=sys.stderr, flush=True)
+                if turn:
+                    walls[name][place].append(wall)
+                    cpus[name][place].append(cpu)
+    return {
+        name: {
+            "fastest": statistics.mean(map(min, walls[name])),
+            "median": statistics.mean(map(statistics.median, walls[name])),
+            "cpu": statistics.mean(map(min, cpus[name])),
+            "tokens": statistics.mean(tokens(batch) for batch in batches[case.order]),
+        }
+        for name, case in cases.items()
+    }
+
+
+def tokens(batch) -> int:
+    """Words read and written, padding and cells not counted."""
+    return int(batch.attention_mask.sum() + (batch.labels != -100).sum())
+
+
+def products(case: Case, batches: dict[str, list]) -> float:
+    """Seconds of the matrix products of the case's steps alone, the mean over its batches."""
+    seconds = []
+    for batch in batches[case.order]:
+        with Products() as seen:
+            case.step(batch)
+        seconds.append(seen.seconds())
+    return statistics.mean(seconds)
+
+
+def memory(case: Case, batch) -> float:
+    """Peak of one step above what the process had before, MiB."""
+    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what the allocator holds back would hide a part of the peak
+    reset.write_text("5")  # the peak starts anew
+    before = _kib(status, "VmRSS")
+    case.step(batch)
+    return (_kib(status, "VmHWM") - before) / 1024
+
+
+def measured_memory(options: argparse.Namespace, name: str) -> float | None:
+    """`memory` in a fresh process; None where Linux's /proc is absent."""
+    if not Path("/proc/self/clear_refs").exists():
+        return None
+    words = ["--only", options.only, "--precision", options.precision, "--rows", str(options.rows)]
+    words += ["--threads", str(options.threads), "--memory-of", name, "--data", str(options.data)]
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.training", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
+    )
+    found = json.loads(done.stdout.splitlines()[-1])
+    print(f"memory of {name}: {found:.0f} MiB", file=sys.stderr, flush=True)
+    return found
+
+
+def table_of(options: argparse.Namespace, found: dict[str, dict]) -> str:
+    """The measurements as Markdown, with ratios to the first and the second case."""
+    first, second = list(found.values())[:2]
+    rows = []
+    for name, one in found.items():
+        of = one.get("products")
+        rows.append(
+            (
+                name,
+                f"{one['fastest']:.2f}", f"{one['median']:.2f}", f"{one['cpu']:.2f}",
+                f"{first['fastest'] / one['fastest']:.2f}", f"{second['fastest'] / one['fastest']:.2f}",
+                f"{one['tokens'] / one['fastest']:,.0f}",
+                f"{of:.2f}" if of else None, f"{one['fastest'] / of:.2f}" if of else None,
+                f"{one['memory']:,.0f}" if one.get("memory") else None,
+                f"{one['memory'] / first['memory']:.2f}" if one.get("memory") else None,
+                f"{one['memory'] / second['memory']:.2f}" if one.get("memory") else None,
+            )
+        )  # fmt: skip
+    names = (
+        "case", "fastest, s", "median, s", "CPU, s", "times row 1", "times row 2", "tokens/s", "products, s",
+        "step / products", "memory, MiB", "of row 1", "of row 2",
+    )  # fmt: skip
+    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    words = (
+        f"--only {options.only} --precision {options.precision} --batches {options.batches} --rounds {options.rounds}"
+    )
+    notes = [
+        f"Batch {options.rows}, 36 cells, dropout 0.1, {options.threads} threads; {options.batches} batches, "
+        f"{options.rounds} rounds after one that warms up. Command: `python -m benchmarks.training {words}`."
+    ]
+    if options.precision == "bf16" and not native:
+        notes.append(
+            "This processor has no bfloat16 instructions (AVX512-BF16, AMX): its bfloat16 products are slower than "
+            "float32 ones, so that rows in bf16 tell how they compare with each other, not with fp32."
+        )
+    columns = tuple(Column(name, "text") for name in names)
+    title = f"Training step, {options.only}, {options.precision}"
+    return render(Table(title, columns, tuple(rows), notes=tuple(notes)), "markdown")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure and print the table, or write it between the marks of a page."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=list(TASKS), default="captions")
+    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--rows", type=int, default=64, help="examples a batch")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--batches", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--cases", nargs="*", help="only some of: " + "; ".join(CASES))
+    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="say what the last case spends its time on, and stop")
+    parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
+    parser.add_argument("--page", type=Path, help="write the table between its marks in this file")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    options = parser.parse_args(argv)
+    torch.set_num_threads(options.threads)
+    wanted = [name for name, kind in CASES.items() if options.precision in kind.precisions]
+    wanted = [options.memory_of] if options.memory_of else options.cases or wanted
+    with tempfile.TemporaryDirectory() as folder:
+        config, batches = batches_of(options.only, options.data, Path(folder), options.rows, options.batches)
+        cases = {name: Case(CASES[name], config, options.precision) for name in wanted}
+        if options.memory_of:
+            case = cases[options.memory_of]
+            print(json.dumps(memory(case, batches[case.order][-1])))
+            return 0
+        if options.profile:
+            case = cases[wanted[-1]]
+            case.step(batches[case.order][0])
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+                case.step(batches[case.order][0])
+            print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=30))
+            return 0
+        check(cases, batches)
+        found: dict[str, dict] = timed(cases, batches, options.rounds)
+        for name, case in cases.items():
+            if not case.plain:
+                found[name]["products"] = products(case, batches)
+        del cases
+    if not options.no_memory:
+        for name in wanted:
+            found[name]["memory"] = measured_memory(options, name)
+    table = table_of(options, found)
+    print(table)
+    if options.page:
+        mark = f"training {options.only} {options.precision}"
+        put_between_markers(
+            options.page, f"\n{table}\n", (f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"), "--page"
+        )
+    return 0
+
+
+def _kib(status: Path, name: str) -> int:
+    return int(next(line for line in status.read_text().splitlines() if line.startswith(name)).split()[1])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
