@@ -29,6 +29,7 @@ MAY_DIFFER = (
     "training.keep_checkpoints",
     "training.workers",
     "training.micro_batch_size",
+    "training.on_oom",
     "training.gradient_checkpointing",
 )
 """Keys that a resumed run may change: they decide where things go, what is measured and how memory is used."""

@@ -208,6 +208,9 @@ class TrainingConfig(Section):
     group_by_length: bool = False
     """Batches of rows of like length, within a task: less padding. Every row still comes once a pass, and the order is
     the same for any number of processes. Off in the published recipes."""
+    on_oom: Literal["error", "halve"] = "error"
+    """Out of memory: end with a message, or halve that task's micro-batch and take the step again. The global batch and
+    the order of examples stay. Halving takes an all-reduce of one number a step where there are several processes."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
     warmup_ratio: Share = 0.1
@@ -278,7 +281,13 @@ class TrackingConfig(Section):
     """Where curves go beside metrics.jsonl."""
 
     trackers: list[str] = ["tensorboard"]
-    """Accelerate trackers by name."""
+    """Accelerate trackers by name (tensorboard, wandb, mlflow, ...); each needs its own package."""
+    project: str = "multitask_vl"
+    """What trackers file the run under."""
+    init: dict[str, dict[str, Any]] = {}
+    """Tracker -> keyword arguments of its start, such as `{wandb: {name: run7, mode: offline}}`."""
+    line_every: Positive = 50
+    """Steps between progress lines where the output is a file; a terminal has a bar instead."""
 
 
 class Config(Section):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import math
 import time
-from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -20,9 +19,11 @@ from multitask_vl.errors import InputError
 from multitask_vl.evaluation.evaluate import evaluate
 from multitask_vl.methods.io import add_scores, save_adapter
 from multitask_vl.tasks.files import write_json
-from multitask_vl.training import checkpoint
+from multitask_vl.training import checkpoint, memory
+from multitask_vl.training.clock import BETWEEN, StepClock, memory_mib
 from multitask_vl.training.needs import TRAIN, splits_of
 from multitask_vl.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
+from multitask_vl.training.record import Mixture, Record, features_of, revision
 from multitask_vl.training.resume import claim_run_folder, where_to_start
 from multitask_vl.training.setup import Run, make_accelerator, prepare
 from multitask_vl.training.tracking import Metrics, Progress, start_trackers
@@ -45,26 +46,35 @@ def train(loaded: Loaded) -> dict[str, dict]:
     parameters = model.trainable()
     optimizer = build_optimizer(parameters, settings)
     done = checkpoint.load(start_from, parameters, optimizer) if start_from else 0
+    state = checkpoint.read_state(start_from) if start_from else {}
+    sizes = memory.micro_batches(config, schedule.batch_sizes, accelerator.num_processes, state)
+    mixture = Mixture.so_far(schedule, state, done)
     if settings.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
     claim_run_folder(loaded, accelerator)
+    facts = {"seed": config.seed, "data": run.data(), "features": features_of(run.store)}
+    record = Record(config.run_dir, accelerator, facts, done, total)
 
     metrics = Metrics(config.run_dir / "metrics.jsonl", after_step=done) if accelerator.is_main_process else None
-    progress = Progress(total, done, active=accelerator.is_main_process)
-    start_trackers(accelerator, config.model_dump(mode="json"))
-    for remark in run.remarks:
+    progress = Progress(total, done, accelerator.is_main_process, config.tracking.line_every)
+    start_trackers(accelerator, config)
+    for remark in [*run.remarks, _summary(run, schedule, total, accelerator), *map(sizes.described, run.tasks)]:
         progress.say(remark)
-    progress.say(_summary(run, schedule, total, accelerator))
 
     evaluate_every = _steps_between_evaluations(config, schedule)
     batches = _loader(run, schedule, done, total, accelerator)
     wrapped.train()
+    # where halving is allowed, gradients are averaged once every process knows that all of them are there
+    apart = settings.on_oom == "halve" and accelerator.num_processes > 1
+    clock = StepClock(accelerator.device)
+    clock.enter("wait")
     for draw, batch in batches:
         began = time.perf_counter()
+        clock.count(batch)
+        clock.enter("forward")
         batch = batch.to(accelerator.device, non_blocking=True)
         task = run.tasks[draw.task]
-        torch.manual_seed(_seed(config.seed, draw.step, accelerator.process_index))
         set_learning_rate(optimizer, learning_rate(draw.step, total, settings.lr, settings.warmup_ratio))
 
         # the denominator is that of the global batch, so that shards and micro-batches add up to one mean
@@ -72,15 +82,31 @@ def train(loaded: Loaded) -> dict[str, dict]:
         valid = batch.labels != -100
         denominator = task.reduce(torch.zeros(valid.shape, device=valid.device), valid, batch.weights)[1] * counted
         denominator = accelerator.reduce(denominator, "sum").clamp(min=1e-12)
-        pieces = batch.pieces(settings.micro_batch_size)
-        loss = torch.zeros((), device=accelerator.device)
-        for i, piece in enumerate(pieces):
-            with accelerator.no_sync(wrapped) if i < len(pieces) - 1 else nullcontext():
-                numerator, _ = task.reduce(wrapped(piece), piece.labels != -100, piece.weights)
-                share = numerator * counted / denominator
-                # processes average their gradients, but these are shares of a sum
-                accelerator.backward(share * accelerator.num_processes)
-            loss += share.detach()
+        loss = None
+        while loss is None:
+            torch.manual_seed(_seed(config.seed, draw.step, accelerator.process_index))
+            pieces = batch.pieces(sizes.sizes[draw.task])
+            try:
+                loss = memory.add_gradients(wrapped, task, pieces, counted, denominator, accelerator, clock, apart)
+            except (RuntimeError, MemoryError) as error:
+                if not memory.is_out_of_memory(error):
+                    raise
+                if settings.on_oom == "error" or sizes.sizes[draw.task] == 1:
+                    raise memory.out_of_memory(draw.step, batch, sizes, accelerator.device) from error
+            # outside the handler, whose error would keep what the pass had allocated
+            if settings.on_oom == "halve" and not memory.everywhere(loss is not None, accelerator):
+                loss = None
+                prepared_optimizer.zero_grad(set_to_none=True)
+                memory.release(accelerator.device)
+                size = sizes.halve(draw.task)
+                progress.say(f"step {draw.step}: out of memory; {sizes.described(draw.task)} from here on")
+                if metrics:
+                    metrics.add(step=draw.step + 1, task=draw.task, micro_batch_size=size)
+        clock.enter("optimizer")
+        if apart:
+            for parameter in parameters.values():
+                if parameter.grad is not None:
+                    parameter.grad = accelerator.reduce(parameter.grad, "mean")
 
         accelerator.unscale_gradients(prepared_optimizer)
         norm = clip_gradients(parameters.values(), settings.clip_norm)
@@ -90,14 +116,20 @@ def train(loaded: Loaded) -> dict[str, dict]:
         prepared_optimizer.step()
         prepared_optimizer.zero_grad(set_to_none=True)
         done = draw.step + 1
+        mixture.add(draw)
+        clock.enter(BETWEEN)
 
         rate = optimizer.param_groups[0]["lr"]
         progress.advance(f"{draw.task} loss {loss:.3f}")
-        if metrics and (done % settings.log_every == 0 or done == total):
-            row = {"step": done, "task": draw.task, "loss": loss, "lr": rate, "grad_norm": norm}
-            metrics.add(**row, wall_s=round(time.perf_counter() - began, 4))
-        if done % settings.log_every == 0:
-            accelerator.log({f"loss/{draw.task}": loss, "lr": rate, "grad_norm": norm}, step=done)
+        if done % settings.log_every == 0 or done == total:
+            took_s = round(time.perf_counter() - began, 4)
+            processed = accelerator.reduce(torch.tensor([clock.tokens, clock.images], device=accelerator.device), "sum")
+            spent = clock.read(processed) | memory_mib(accelerator.device) | {"left_s": progress.left_s()}
+            if metrics:
+                row = {"step": done, "task": draw.task, "loss": loss, "lr": rate, "grad_norm": norm}
+                metrics.add(**row, wall_s=took_s, time=spent)
+            values = {f"loss/{draw.task}": loss, "lr": rate, "grad_norm": norm}
+            accelerator.log(values | {f"time/{name}": value for name, value in spent.items()}, step=done)
 
         if evaluate_every and done % evaluate_every == 0 and done < total:
             scores = _evaluate_during(run, accelerator, progress)
@@ -107,13 +139,17 @@ def train(loaded: Loaded) -> dict[str, dict]:
                 accelerator.log({f"{split}/{name}": value for name, value in values.items()}, step=done)
         if done == total or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
             if accelerator.is_main_process:
-                record = {"config": config.model_dump(mode="json"), "threads": torch.get_num_threads()}
+                kept = {"config": config.model_dump(mode="json"), "threads": torch.get_num_threads()}
+                kept |= {"mixture": mixture.counts, "halved": sizes.halved}
                 folder = config.run_dir / "checkpoints"
-                checkpoint.save(folder, done, parameters, optimizer, record, settings.keep_checkpoints)
+                checkpoint.save(folder, done, parameters, optimizer, kept, settings.keep_checkpoints)
+            record.update(done, mixture)
             accelerator.wait_for_everyone()
+        clock.enter("wait")
     progress.close()
 
     results = _finish(run, accelerator, metrics, total, progress)
+    record.update(total, mixture, ended=True)
     accelerator.end_training()
     return results
 
@@ -219,4 +255,5 @@ def _facts(run: Run, accelerator: Accelerator, total: int) -> dict[str, dict]:
     keys = {"batch_size", "lr", "warmup_ratio", "optimizer", "weight_decay", "clip_norm"}
     settings = {"mixing": run.config.mixing.strategy, **run.config.training.model_dump(mode="json", include=keys)}
     machine = {"processes": accelerator.num_processes, "mixed_precision": accelerator.mixed_precision}
+    machine["code"] = revision()
     return {"data": run.data(), "training": {"steps": total, **settings, **machine}}

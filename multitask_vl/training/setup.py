@@ -37,6 +37,7 @@ class Run:
     collators: dict[tuple[str, str], Collator]
     model: VLSeq2Seq
     remarks: list[str]
+    store: FeatureStore
 
     def schedule(self) -> Schedule:
         """Which task and rows each step trains."""
@@ -124,7 +125,7 @@ def assemble(config: Config, accelerator: Accelerator, needs: Needs) -> Run:
     sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
     if accelerator.mixed_precision == "bf16" and not sharded:  # what shards weights has precisions of its own
         model.hold_frozen(torch.bfloat16)
-    return Run(config, needs.tasks, collators, model, needs.remarks)
+    return Run(config, needs.tasks, collators, model, needs.remarks, store)
 
 
 def _statistics(store: FeatureStore, tables: list, seed: int, images: int = 512) -> tuple[torch.Tensor, torch.Tensor]:

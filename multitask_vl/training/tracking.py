@@ -12,6 +12,7 @@ from pathlib import Path
 from accelerate import Accelerator
 from tqdm import tqdm
 
+from multitask_vl.config.schema import Config
 from multitask_vl.durable import write_whole
 
 
@@ -47,11 +48,11 @@ def _stays(line: str, after_step: int) -> bool:
 
 
 class Progress:
-    """A progress bar on a terminal; elsewhere a line every ``every_s`` seconds. Only the main process speaks."""
+    """A progress bar on a terminal; elsewhere a line every ``line_every`` steps. Only the main process speaks."""
 
-    def __init__(self, total: int, done: int, active: bool, every_s: float = 15.0):
-        self.total, self.done, self.active, self.every_s = total, done, active, every_s
-        self.started, self.spoken, self.first = time.monotonic(), time.monotonic(), done
+    def __init__(self, total: int, done: int, active: bool, line_every: int):
+        self.total, self.done, self.active, self.line_every = total, done, active, line_every
+        self.started, self.first = time.monotonic(), done
         self.bar = tqdm(total=total, initial=done, unit="step", disable=None if active else True, file=sys.stderr)
 
     def advance(self, note: str) -> None:
@@ -59,12 +60,16 @@ class Progress:
         self.done += 1
         self.bar.set_postfix_str(note, refresh=False)
         self.bar.update()
-        now = time.monotonic()
-        if self.active and self.bar.disable and (now - self.spoken > self.every_s or self.done == self.total):
-            rate = (self.done - self.first) / (now - self.started)
-            left = (self.total - self.done) / rate
-            self.say(f"step {self.done}/{self.total}, {rate:.1f} steps/s, {left / 60:.1f} min left, {note}")
-            self.spoken = now
+        if self.active and self.bar.disable and (self.done % self.line_every == 0 or self.done == self.total):
+            told = f"{1 / self._step_s():.1f} steps/s, {self.left_s() / 60:.1f} min left"
+            self.say(f"step {self.done}/{self.total}, {told}, {note}")
+
+    def left_s(self) -> float:
+        """Seconds to the last step at the pace since the start of this process, evaluations on the way included."""
+        return round((self.total - self.done) * self._step_s(), 1)
+
+    def _step_s(self) -> float:
+        return (time.monotonic() - self.started) / max(1, self.done - self.first)
 
     def say(self, text: str) -> None:
         """A line that does not disturb the bar."""
@@ -76,7 +81,7 @@ class Progress:
         self.bar.close()
 
 
-def start_trackers(accelerator: Accelerator, config: Mapping[str, object]) -> None:
+def start_trackers(accelerator: Accelerator, config: Config) -> None:
     """Start the trackers the accelerator was made with; nested configuration becomes dotted keys."""
 
     def flat(prefix: str, value: object) -> dict[str, object]:
@@ -84,4 +89,5 @@ def start_trackers(accelerator: Accelerator, config: Mapping[str, object]) -> No
             return {k: v for key, inner in value.items() for k, v in flat(f"{prefix}{key}.", inner).items()}
         return {prefix[:-1]: value if isinstance(value, int | float | bool | str) else str(value)}
 
-    accelerator.init_trackers("multitask_vl", config=flat("", config))
+    settings = config.tracking
+    accelerator.init_trackers(settings.project, flat("", config.model_dump(mode="json")), settings.init)
