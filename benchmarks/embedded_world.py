@@ -11,20 +11,16 @@ with configs/controls/random_clip.yaml, python -m benchmarks.symbolic_store --wo
 from __future__ import annotations
 
 import argparse
-import fcntl
-import json
-import os
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 from benchmarks.embedded_runs import StudyRun, all_runs
 from benchmarks.embedded_subset import write_subset
 from multitask_vl.errors import InputError, exits_cleanly
+from multitask_vl.sweep.jobs import Jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 GROUPS = ("main", "routed", "rates", "steps", "data", "rank", "methods")
@@ -32,61 +28,23 @@ GROUPS = ("main", "routed", "rates", "steps", "data", "rank", "methods")
 
 def unfinished(runs: Sequence[StudyRun], out: Path) -> list[StudyRun]:
     """Those without a scores.json, in order."""
-    return [run for run in runs if not (out / "runs" / run.name / "scores.json").is_file()]
-
-
-@contextmanager
-def claimed(run: StudyRun, out: Path) -> Iterator[bool]:
-    """Whether this process may run it: not while another one does. The claim ends with the process, however it ends."""
-    path = out / "claims" / run.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield bool(unfinished([run], out))
-
-
-def run_one(run: StudyRun, world: Path, out: Path, threads: int) -> int:
-    """Run it, its output in ``out/logs``, and add what it cost to ``out/costs``; returns its exit code."""
-    log, cost = out / "logs" / f"{run.name}.log", out / "costs" / f"{run.name}.json"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    cost.parent.mkdir(parents=True, exist_ok=True)
-    before = json.loads(cost.read_text()) if cost.is_file() else {"cpu_s": 0.0, "wall_s": 0.0}
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    started = time.monotonic()
-    with log.open("a") as file:
-        process = subprocess.Popen(
-            [sys.executable, *run.words(world, out)], cwd=ROOT, env=environment, stdout=file, stderr=file
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-    code = process.returncode = os.waitstatus_to_exitcode(status)
-    row = {
-        "exit": code,
-        "cpu_s": round(before["cpu_s"] + usage.ru_utime + usage.ru_stime, 1),
-        "wall_s": round(before["wall_s"] + time.monotonic() - started, 1),
-        "threads": threads,
-    }
-    cost.write_text(json.dumps(row) + "\n")
-    return code
+    return [run for run in runs if not Jobs(out, ROOT, threads=1).finished(run.name)]
 
 
 def run_all(runs: Sequence[StudyRun], world: Path, out: Path, threads: int, at_once: int, minutes: float) -> list[str]:
     """Run what is unfinished, ``at_once`` at a time; begin none after ``minutes``. Returns a line for each failure."""
-    started, failures = time.monotonic(), []
+    started, failures, jobs = time.monotonic(), [], Jobs(out, ROOT, threads)
 
     def go(run: StudyRun) -> None:
         if time.monotonic() - started > 60 * minutes:
             return
-        with claimed(run, out) as mine:
-            if not mine:
+        with jobs.claimed(run.name) as claim:
+            if claim is None:
                 return
             print(f"{time.strftime('%H:%M:%S')} {run.name}", flush=True)
-            code = run_one(run, world, out, threads)
+            code = jobs.run(run.name, [sys.executable, *run.words(world, out)], claim)
         if code:
-            failures.append(f"{run.name}: exit code {code}, see {out}/logs/{run.name}.log")
+            failures.append(f"{run.name}: exit code {code}, see {jobs.log(run.name)}")
             print(failures[-1], file=sys.stderr, flush=True)
 
     todo = unfinished(runs, out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 
@@ -15,7 +16,7 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    writing = path.with_name(f".{path.name}.{os.getpid()}.writing")
+    writing = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.writing")
     try:
         with writing.open("wb") as file:
             file.write(content.encode() if isinstance(content, str) else content)

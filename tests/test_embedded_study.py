@@ -26,6 +26,7 @@ from multitask_vl.config import load, load_config, locate
 from multitask_vl.data.feature_store import FeatureStore, check_manifest
 from multitask_vl.registry import METHODS as METHOD_REGISTRY
 from multitask_vl.reports.formats import Spread, render
+from multitask_vl.sweep.jobs import Jobs
 from multitask_vl.synthetic.build import build, image_id
 from multitask_vl.synthetic.questions import staged_scene
 from multitask_vl.synthetic.statements import pair_set
@@ -211,8 +212,8 @@ def test_finished_runs_are_skipped_and_interrupted_ones_run_again(tmp_path, monk
     monkeypatch.setattr(StudyRun, "words", fake_words(finishes))
     assert embedded_world.run_all(runs, tmp_path, tmp_path, threads=1, at_once=1, minutes=0) == []
     assert embedded_world.unfinished(runs, tmp_path) == runs  # no time left, none begun
-    with embedded_world.claimed(runs[1], tmp_path) as mine:
-        assert mine
+    with Jobs(tmp_path, tmp_path, threads=1).claimed(runs[1].name) as claim:
+        assert claim
         assert embedded_world.run_all(runs, tmp_path, tmp_path, threads=1, at_once=2, minutes=9) == []
         assert embedded_world.unfinished(runs, tmp_path) == runs[1:2]  # somebody else's
     assert embedded_world.run_all(runs, tmp_path, tmp_path, threads=1, at_once=2, minutes=9) == []

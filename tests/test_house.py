@@ -12,6 +12,7 @@ FLOORS = {
     "multitask_vl.evaluation": 5,
     "multitask_vl.doctor": 6,  # it asks the functions that training asks, so as not to say something else
     "multitask_vl.parameter_table": 5,
+    "multitask_vl.sweep": 5,  # it starts training as a program
     "multitask_vl.recipes": 5,
     "multitask_vl.models": 4,
     "feature_extraction": 4,

@@ -6,11 +6,13 @@ import time
 import pytest
 import torch
 
+from multitask_vl.config import load_config
 from multitask_vl.config.schema import MixingConfig
 from multitask_vl.data.schedule import Schedule
 from multitask_vl.training import clock, record
 from multitask_vl.training.clock import BETWEEN, PHASES, StepClock
 from multitask_vl.training.record import Mixture
+from multitask_vl.training.tracking import Progress, start_trackers
 from tests import tiny_run
 
 FEW = ("training.steps=6", "training.checkpoint_every=3", "evaluation.final=[]", "training.log_every=2")
@@ -178,3 +180,32 @@ def test_the_clock_costs_next_to_nothing():
         timer.count(Batch)
     timer.read()
     assert (time.process_time() - began) / 500 < 1e-3
+
+
+def test_a_log_file_gets_a_line_every_so_many_steps(capsys):
+    progress = Progress(total=5, done=0, active=True, line_every=2)
+    for _ in range(5):
+        progress.advance("vqa loss 1.000")
+    progress.close()
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split(",")[0] for line in lines] == ["step 2/5", "step 4/5", "step 5/5"]
+    assert "min left, vqa loss 1.000" in lines[0]
+    silent = Progress(total=1, done=0, active=False, line_every=1)
+    silent.advance("vqa")
+    assert capsys.readouterr().err == ""
+
+
+def test_trackers_start_as_the_yaml_says(tmp_path):
+    words = ["tracking.project=mine", "tracking.init={wandb: {name: run7, mode: offline}}"]
+    config = load_config(tiny_run.ROOT / "configs" / "quickstart.yaml", words)
+    given = []
+
+    class Accelerator:
+        def init_trackers(self, *what):
+            given.extend(what)
+
+    start_trackers(Accelerator(), config)
+    project, settings, init = given
+    assert (project, init) == ("mine", {"wandb": {"name": "run7", "mode": "offline"}})
+    assert settings["training.lr"] == 2e-3
+    assert all(isinstance(value, str | int | float | bool) for value in settings.values())

@@ -19,7 +19,12 @@ INCIDENTAL = frozenset(
         "training.keep_checkpoints",
         "features.workers",
         "features.batch_size",
+        "training.on_oom",
+        "training.micro_batch_size",
         "tracking.trackers",
+        "tracking.project",
+        "tracking.init",
+        "tracking.line_every",
     }
 )
 

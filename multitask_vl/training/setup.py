@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from multitask_vl.models.build import build_model
 from multitask_vl.models.seq2seq import VLSeq2Seq
 from multitask_vl.tasks.base import Task
 from multitask_vl.training.needs import TRAIN, Needs, find_needs
+
+SHARDING = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
+"""What `accelerate launch` sets for it. On a CPU accelerate would leave it out without a word."""
 
 
 @dataclasses.dataclass
@@ -73,7 +77,8 @@ def make_accelerator(config: Config) -> Accelerator:
     """The accelerator of a run: device and processes from the launcher, trackers from the configuration.
 
     Raises:
-        InputError: a tracker that accelerate does not know, or whose library is not installed.
+        InputError: a tracker that accelerate does not know, or whose library is not installed; a launcher that shards
+            weights.
     """
     known, installed = ({str(t) for t in trackers} for trackers in (LoggerType, get_available_trackers()))
     problems = [
@@ -82,6 +87,13 @@ def make_accelerator(config: Config) -> Accelerator:
         + f"; choose among {', '.join(sorted(installed)) or 'none'}"
         for name in config.tracking.trackers
         if name not in installed
+    ]
+    problems += [
+        f"{kind} shards weights or steps by itself, and training, checkpoints, adapters and generation work on whole "
+        f"tensors here; launch with configs/accelerate/many_gpus_ddp.yaml. Only what is trained has gradients and "
+        f"moments, and training.mixed_precision=bf16 halves what is frozen"
+        for kind, variable in SHARDING.items()
+        if os.environ.get(variable, "false").lower() in ("1", "true")
     ]
     if problems:
         raise InputError(problems)

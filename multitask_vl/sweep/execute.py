@@ -1,0 +1,159 @@
+"""How are the runs of a grid carried out: trials, then the rest, several at once; what failed is told at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from queue import SimpleQueue
+
+from multitask_vl.durable import write_whole
+from multitask_vl.sweep.choose import resolved
+from multitask_vl.sweep.grid import Grid, GridRun
+from multitask_vl.sweep.jobs import STOPPED, Jobs
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Sweep:
+    """The runs of a grid, and how they are started.
+
+    Args:
+        grid: says which.
+        at_once: runs at a time.
+        threads: of each run; None: the cores of this machine, shared out.
+        launcher: words before the training script; None: this Python.
+        devices: what is given to CUDA_VISIBLE_DEVICES, one a run; empty: as it is.
+    """
+
+    def __init__(
+        self,
+        grid: Grid,
+        at_once: int = 1,
+        threads: int | None = None,
+        launcher: Sequence[str] | None = None,
+        devices: Sequence[str] = (),
+    ):
+        self.grid, self.at_once = grid, at_once
+        self.jobs = Jobs(grid.out, ROOT, threads or max(1, (os.cpu_count() or 1) // at_once))
+        self.launcher = list(launcher or [sys.executable])
+        self.failures: list[str] = []
+        self.stopped: list[str] = []
+        self._free: SimpleQueue[str] = SimpleQueue()
+        for device in devices:
+            self._free.put(device)
+        self._devices = bool(devices)
+
+    def command(self, run: GridRun) -> list[str]:
+        """The command line of a run."""
+        script = ["launch/train_multitask.py", "--config", _short(self.grid.base)]
+        still_open = self.grid.select is not None and run.value is None
+        chosen = [f"{self.grid.select.key}=CHOSEN"] if still_open else []
+        return [*self.launcher, *script, *self.grid.words(run), *chosen, "training.resume=auto"]
+
+    def run_all(self, only: Collection[str] | None = None, minutes: float = float("inf")) -> None:
+        """Carry out what is not finished: all trials before the runs whose setting they choose.
+
+        Args:
+            only: names of runs; the trials of theirs are not started with them. None: everything.
+            minutes: begin no run after so long.
+        """
+        started = time.monotonic()
+        every = self.grid.every()
+        first = [run for run in every if run.trial or run.value is not None]
+        rest = [run for run in every if not (run.trial or run.value is not None)]
+
+        def go(run: GridRun) -> None:
+            if not self.jobs.stopping and time.monotonic() - started < 60 * minutes:
+                self._one(run)
+
+        for part in (first, rest):
+            wanted = [run for run in part if only is None or run.name in only]
+            with ThreadPoolExecutor(self.at_once) as pool:
+                list(pool.map(go, wanted))
+
+    def _one(self, open_run: GridRun) -> None:
+        run = resolved(self.grid, open_run)
+        if run is None:
+            return  # its trials failed, or another process is at them
+        with self.jobs.claimed(run.name) as claim:
+            if claim is None:
+                return
+            device = self._free.get() if self._devices else None
+            print(f"{time.strftime('%H:%M:%S')} {run.name}", flush=True)
+            try:
+                environment = {} if device is None else {"CUDA_VISIBLE_DEVICES": device}
+                code = self.jobs.run(run.name, self.command(run), claim, environment)
+            finally:
+                if device is not None:
+                    self._free.put(device)
+        if code == STOPPED:
+            self.stopped.append(run.name)
+        elif code and not self.jobs.stopping:
+            told = f"exit code {code}" if code > 0 else f"signal {-code}"
+            self.failures.append(
+                f"{run.name}: {told}: {self.jobs.last_words(run.name)}; see {_short(self.jobs.log(run.name))}"
+            )
+            print(self.failures[-1], file=sys.stderr, flush=True)
+
+    def listed(self, only: Collection[str] | None = None) -> list[tuple[GridRun, str]]:
+        """Every run (whose name in the grid is among ``only``) as it stands, and whether it is finished or to do."""
+        rows = []
+        for run in self.grid.every():
+            if only is not None and run.name not in only:
+                continue
+            now = resolved(self.grid, run)
+            if now is None:
+                rows.append((run, f"after its trials of {self.grid.select.key}"))
+            else:
+                rows.append((now, "finished" if self.jobs.finished(now.name) else "to do"))
+        return rows
+
+    def write_list(self) -> Path:
+        """``runs.json``: name, options, group, state and command of every run, for whoever makes tables of them.
+
+        The runs that are reported come last and say so; under a choice the best trial is one of them as well.
+        """
+        reported = {run.name for run in self.grid.runs}
+        rows = [
+            {
+                "name": run.name,
+                "group": run.group,
+                "options": dict(run.options),
+                "value": run.value,
+                "reported": once.name in reported,
+                "state": state,
+                "command": shlex.join(["python", *self.command(run)[len(self.launcher) :]]),
+            }
+            for once, (run, state) in zip(self.grid.every(), self.listed(), strict=True)
+        ]
+        write_whole(self.grid.out / "runs.json", json.dumps(rows, indent=1) + "\n")
+        return self.grid.out / "runs.json"
+
+    def write_table(self) -> Path | None:
+        """``table.md`` and ``table.csv`` over the finished runs, mean and deviation over seeds; None without any."""
+        done = [resolved(self.grid, run) for run in self.grid.runs]
+        names = dict.fromkeys(run.name for run in done if run is not None and self.jobs.finished(run.name))
+        if not names:
+            return None
+        folders = [str(self.grid.out / "runs" / name) for name in names]
+        for form, ending in (("markdown", "md"), ("csv", "csv"), ("text", "txt")):
+            # reports stand beside everything else and are asked as a user asks them
+            words = [sys.executable, "-m", "multitask_vl.reports.tables", *folders, "--format", form]
+            made = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+            if made.returncode:
+                print(made.stderr, file=sys.stderr, end="")
+                return None
+            write_whole(self.grid.out / f"table.{ending}", made.stdout)
+        return self.grid.out / "table.md"
+
+
+def _short(path: Path) -> str:
+    """A path as one types it: relative where it lies below the project."""
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)

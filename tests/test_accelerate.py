@@ -1,0 +1,61 @@
+"""The files of configs/accelerate: read by accelerate's own classes, taken by its launcher, refused where need be."""
+
+import pytest
+from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DistributedType
+
+from multitask_vl.config import load_config
+from multitask_vl.errors import InputError
+from multitask_vl.training.setup import make_accelerator
+from tests import tiny_run
+
+FOLDER = tiny_run.ROOT / "configs" / "accelerate"
+KINDS = {
+    "cpu": (DistributedType.NO, 1),
+    "two_processes_cpu": (DistributedType.MULTI_CPU, 2),
+    "one_gpu": (DistributedType.NO, 1),
+    "two_gpus_ddp": (DistributedType.MULTI_GPU, 2),
+    "many_gpus_ddp": (DistributedType.MULTI_GPU, 8),
+    "fsdp2": (DistributedType.FSDP, 2),
+    "deepspeed_zero2": (DistributedType.DEEPSPEED, 2),
+}
+
+
+def test_every_file_is_known_here():
+    assert {path.stem for path in FOLDER.iterdir()} == set(KINDS)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_file_is_what_accelerate_reads(name):
+    """Its class refuses unknown keys at the top; those of the sections must be options of its launcher."""
+    path = FOLDER / f"{name}.yaml"
+    config = load_config_from_file(str(path))
+    assert isinstance(config, ClusterConfig)
+    assert (config.distributed_type, config.num_processes) == KINDS[name]
+    assert config.use_cpu == ("cpu" in name)
+    options = {action.dest for action in launch_command_parser()._actions}
+    assert {*config.fsdp_config, *config.deepspeed_config} <= options
+    command = (
+        "torchrun --nproc_per_node 2" if name == "two_processes_cpu" else f"--config_file configs/accelerate/{name}"
+    )
+    assert command in path.read_text()
+
+
+@pytest.mark.parametrize("name", ["cpu", "one_gpu", "fsdp2"])
+def test_a_file_is_taken_by_the_launcher(name):
+    """As far as it goes without GPUs: what it would hand to the processes."""
+    args = launch_command_parser().parse_args(["--config_file", str(FOLDER / f"{name}.yaml"), "script.py"])
+    args, _, _ = _validate_launch_command(args)
+    assert args.use_fsdp == (name == "fsdp2")
+    if name == "fsdp2":
+        assert args.fsdp_version == 2
+        assert args.fsdp_reshard_after_forward in (True, "true")
+
+
+@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_sharded_weights_are_refused(variable, monkeypatch):
+    monkeypatch.setenv(variable, "true")
+    config = load_config(tiny_run.ROOT / "configs" / "quickstart.yaml", ["tracking.trackers=[]"])
+    with pytest.raises(InputError, match="many_gpus_ddp"):
+        make_accelerator(config)
