@@ -4,7 +4,8 @@ Builds the model of each configuration at its true size with random weights, and
 in turns with the baseline of the same backbone: adapter, baseline, adapter, ... Time is the median over rounds of the
 ratio of two neighbouring steps; the control row, a second baseline beside the first, says how far from 1 the machine
 alone takes it. With other work on the machine, --clock cpu counts the process's own processor time instead. Memory is
-what a step needs above the loaded model (Linux). Data are random: one task, one image.
+what a step needs above the loaded model (Linux), each beside a step of the baseline. Data are random: one task, one
+image. It takes half an hour of one core; with --results FILE it may be stopped and goes on where it was.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import gc
+import json
 import re
 import statistics
 import time
@@ -32,6 +34,8 @@ BASELINES = {"bart": "adapter_single", "t5": "t5_adapter_single_96"}
 ROUTED = ("mul", "add", "mm1", "mm2")
 """Functions measured on the baseline itself."""
 CONTROL = "the same again"
+CLOSER = 3
+"""Times as many rounds for what differs by little from the baseline: routing, and the control."""
 BEGIN, END = "<!-- cost: begin -->", "<!-- cost: end -->"
 
 
@@ -101,28 +105,56 @@ def compare(baseline: Steps, other: Steps, rounds: int) -> list[float]:
     return ratios[1:]  # the first round warms up
 
 
-def measure(paths: Sequence[Path], rounds: int, sizes: tuple[int, int, int, str]) -> list[tuple]:
-    """Rows of the table, the baseline's own routing functions and control first, backbone after backbone."""
-    rows = []
+def measure(paths: Sequence[Path], rounds: int, sizes: tuple[int, int, int, str], results: Path | None) -> list[dict]:
+    """What was found, the baseline's own routing functions and control first, backbone after backbone.
+
+    Args:
+        results: one JSON object a line; what stands there is not measured again, and what is found is added.
+    """
+    known = [json.loads(line) for line in results.read_text().splitlines()] if results and results.exists() else []
+    found = {(one["backbone"], one["label"]): one for one in known}
     for family, name in BASELINES.items():
         own = [path for path in paths if (path.stem.startswith("t5_")) == (family == "t5") and path.stem != name]
         if not own:
             continue
-        first = FOLDER / f"{name}.yaml"
-        baseline = Steps(first, (), *sizes)
-        base_memory = baseline.memory()
+        first, baseline = FOLDER / f"{name}.yaml", None
         cases = [(CONTROL, first, ()), *((f"routed: {f}", first, (f"routing.function={f}",)) for f in ROUTED)]
-        cases += [(path.stem, path, ()) for path in own]
-        rows.append((name, family, baseline.percent, "1", "", f"{base_memory:,.0f} MiB" if base_memory else None))
-        for label, path, overrides in cases:
+        cases = [(*case, CLOSER * rounds) for case in cases] + [(path.stem, path, (), rounds) for path in own]
+        for label, path, overrides, times in cases:
+            if (family, label) in found:
+                continue
+            baseline = baseline or Steps(first, (), *sizes)
             other = Steps(path, overrides, *sizes)
-            ratios = compare(baseline, other, rounds)
-            memory = other.memory()
-            relative = f"{memory / base_memory:.2f}" if memory and base_memory else None
-            middle = f"{statistics.median(ratios):.2f}"
-            rows.append((label, family, other.percent, middle, f"{min(ratios):.2f} to {max(ratios):.2f}", relative))
-            print("  ".join(str(value) for value in rows[-1]), flush=True)
+            one = {"backbone": family, "label": label, "percent": other.percent, "sizes": sizes, "baseline": name}
+            one |= {"ratios": compare(baseline, other, times), "memory": [baseline.memory(), other.memory()]}
+            one["baseline_percent"] = baseline.percent
+            found[family, label] = one
+            print(" ".join(map(str, _row(one))), flush=True)
+            if results:
+                with results.open("a") as file:
+                    file.write(json.dumps(one) + "\n")
             del other
+    return sorted(found.values(), key=lambda one: list(BASELINES).index(one["backbone"]))
+
+
+def _row(one: dict) -> tuple:
+    low, middle, high = statistics.quantiles(one["ratios"], n=4, method="inclusive")
+    before, needed = one["memory"]
+    return (
+        one["label"], one["backbone"], one["percent"], f"{middle:.2f}", f"{low:.2f} to {high:.2f}",
+        f"{needed / before:.2f}" if before else None,
+    )  # fmt: skip
+
+
+def rows_of(found: Sequence[dict]) -> list[tuple]:
+    """Rows of the table, those of a backbone behind its baseline."""
+    rows = []
+    for family, name in BASELINES.items():
+        own = [one for one in found if one["backbone"] == family]
+        if own:
+            mebibytes = [one["memory"][0] for one in own if one["memory"][0]]
+            memory = f"{statistics.median(mebibytes):,.0f} MiB" if mebibytes else None
+            rows += [(name, family, own[0]["baseline_percent"], "1", "", memory), *map(_row, own)]
     return rows
 
 
@@ -135,18 +167,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--words", type=int, default=20, help="tokens of a text")
     parser.add_argument("--targets", type=int, default=5, help="tokens of an answer")
     parser.add_argument("--clock", choices=list(CLOCKS), default="wall")
+    parser.add_argument("--results", type=Path, help="keep what is found here, and leave out what was found before")
     parser.add_argument("--page", type=Path, help="write the table between its marks in this file")
     options = parser.parse_args(argv)
     paths = options.configs or sorted(FOLDER.glob("*.yaml"))
-    rows = measure(paths, options.rounds, (options.rows, options.words, options.targets, options.clock))
+    sizes = (options.rows, options.words, options.targets, options.clock)
+    rows = rows_of(measure(paths, options.rounds, sizes, options.results))
     columns = (
         Column("method", "text"), Column("backbone", "text"), Column("trained, %", "percent"),
-        Column("time of a step", "text"), Column("over rounds", "text"), Column("memory of a step", "text"),
+        Column("time of a step", "text"), Column("half of the rounds", "text"), Column("memory of a step", "text"),
     )  # fmt: skip
     notes = (
         f"Ratios to the first row of the backbone; {options.rows} examples of {options.words} words, 36 cells and "
         f"{options.targets} target tokens, base size, float32, {torch.get_num_threads()} CPU thread(s), "
-        f'{options.rounds} rounds. "{CONTROL}" is the noise.',
+        f'{options.clock} time; medians of {options.rounds} rounds, {CLOSER * options.rounds} for "{CONTROL}" '
+        "(the noise) and routing. Memory: above the loaded model.",
     )
     table = render(Table("Cost of a training step", columns, tuple(rows), notes=notes), "markdown")
     print(table)

@@ -83,3 +83,10 @@ def test_a_list_in_yaml_is_a_list_of_methods(tmp_path):
     path = tiny_run.write_config(tmp_path)
     config = load_config(path, ["method=[{name: adapter, rank: 4}, {name: prompt, length: 3}]"])
     assert [one.name for one in config.method] == ["adapter", "prompt"]
+    config = load_config(path, ["method=[lora, {name: bitfit}]"])
+    assert config.method == [METHODS.get(name).Config(name=name) for name in ("lora", "bitfit")]
+    assert load_config(path, ["method=frozen"]).method[0].name == "frozen"
+    own = tmp_path / "own.yaml"
+    own.write_text(f"compose: [{path.name}]\nmethod: [adapter, promt]\n")
+    with pytest.raises(InputError, match=r"own.yaml:2: method.1.name: got 'promt'; did you mean 'prompt'\?"):
+        load_config(own)

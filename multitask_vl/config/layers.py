@@ -32,9 +32,9 @@ def read_layers(path: Path, problems: list[str]) -> Node | None:
 def lay_over(below: Node | None, above: Node, problems: list[str], at: tuple[str, ...] = ()) -> Node:
     """One layer over another: mappings merge key by key, everything else (lists too) is replaced.
 
-    `method` is a mapping or a list. A mapping of a later layer merges with the single method below if it has the same
-    name or none, and replaces it otherwise, so that no key of the other method lingers. Command-line overrides reach
-    into a list by position (``method.0.rank``).
+    `method` is a mapping or a list; a method's name alone stands for one of default settings. A mapping of a later
+    layer merges with the single method below if it has the same name or none, and replaces it otherwise, so that no
+    key of the other method lingers. Command-line overrides reach into a list by position (``method.0.rank``).
     """
     if at == ("method",):
         return _lay_method(below, above, problems)
@@ -121,6 +121,7 @@ def _composed(own: Node, problems: list[str]) -> Sequence[Node]:
 
 
 def _lay_method(below: Node | None, above: Node, problems: list[str]) -> Node:
+    above = _named(Node([_named(one) for one in above.value], above.origin) if isinstance(above.value, list) else above)
     under = [] if below is None else below.value if isinstance(below.value, list) else [below]
     if _positions(above):
         return _lay_items(Node(under, above.origin), above, problems, ("method",))
@@ -134,6 +135,11 @@ def _lay_method(below: Node | None, above: Node, problems: list[str]) -> Node:
         return Node(under, above.origin)
     one = _lay_one_method(under[0] if len(under) == 1 else None, above, problems)
     return Node([one], above.origin) if below is not None and isinstance(below.value, list) else one
+
+
+def _named(method: Node) -> Node:
+    """A method's name alone as a mapping that has it."""
+    return Node({"name": method}, method.origin) if isinstance(method.value, str) else method
 
 
 def _lay_one_method(below: Node | None, above: Node, problems: list[str]) -> Node:

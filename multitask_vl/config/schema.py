@@ -310,7 +310,7 @@ class Config(Section):
     tasks: dict[str, SerializeAsAny[TaskConfig]] = {}
     """Task -> its settings, in the order of reports."""
     method: list[SerializeAsAny[MethodConfig]] = []
-    """The parameter-efficient method (a mapping), or several that combine (a list)."""
+    """The parameter-efficient method (a mapping, or its name alone), or several that combine (a list of those)."""
     routing: RoutingConfig = RoutingConfig()
     mixing: MixingConfig = MixingConfig()
     training: TrainingConfig = TrainingConfig()
