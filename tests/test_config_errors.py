@@ -103,7 +103,7 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file(folder):
         ),
         (["routing.function.shades=swrl"], "override: routing.function.shades: got 'swrl'; did you mean 'swirl'?"),
         (["backbone.family=brt"], "override: backbone.family: got 'brt'"),
-        (["method=adapter"], "override: method: got 'adapter'; expected a mapping such as {name: adapter}"),
+        (["method=3"], "override: method: got 3; expected a mapping such as {name: adapter}"),
         (["method=[{rank: 2}]"], "override: method: the key 'name' is missing or no text (known methods: "),
         (["method.rnk=2"], "override: method.rnk: unknown key; did you mean 'rank'?"),
         (["tasks.colours.decoding.kind=choice"], "override: tasks.colours.decoding.choices: kind is choice"),
