@@ -96,6 +96,7 @@ CUT = {
     "a web page": (lambda good: b"<!DOCTYPE html><html>404</html>", r":1: (malformed JSON|one JSON object)"),
     "a number": (lambda good: b"42", "expected a list or an object|one JSON object a line is expected"),
     "text behind": (lambda good: good + b"\n]", r":\d+: malformed JSON"),
+    "a number of 5,000 digits": (lambda good: b"[" + b"7" * 5000 + b"]", r":1: malformed JSON: .*4300 digits"),
     "nothing but nesting": (lambda good: b"[" * 50_000, "nested too deeply|one JSON object"),
 }
 

@@ -237,7 +237,8 @@ class _Text:
             except json.JSONDecodeError as error:
                 if self.ended or len(self.buffer) - error.pos > _LONGEST:
                     self.fail(error.msg, error.pos)
-            except (_NotJSON, RecursionError) as error:
+            except (ValueError, RecursionError) as error:
+                # NaN, nesting, and whole numbers of more digits than Python reads
                 self.fail(_said(error))
             self._fill(piece)
             piece *= 2
