@@ -7,7 +7,7 @@ are BART-base's, weights and features random, texts real: VQA v2 questions and C
 All cases take their steps in turns, on the same rows. A case's time is the mean over its batches of the fastest (or
 median) step; batches by length are drawn evenly from the sorted ones, so that their mean is that of a pass. Memory is
 what a step needs above the loaded model, in a process of its own (Linux). One call measures one kind of texts in one
-precision; --page writes its table between its marks.
+precision; --page writes its table between its marks, --results gathers several calls in one table.
 """
 
 from __future__ import annotations
@@ -106,7 +106,8 @@ def measured_memory(options: argparse.Namespace, name: str) -> float | None:
     if not Path("/proc/self/clear_refs").exists():
         return None
     words = ["--only", options.only, "--precision", options.precision, "--rows", str(options.rows)]
-    words += ["--threads", str(options.threads), "--memory-of", name, "--data", str(options.data)]
+    words += ["--threads", str(options.threads), "--batches", str(options.batches)]
+    words += ["--memory-of", name, "--data", str(options.data)]
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks.training", *words], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True
     )
@@ -117,22 +118,22 @@ def measured_memory(options: argparse.Namespace, name: str) -> float | None:
 
 def table_of(options: argparse.Namespace, found: dict[str, dict]) -> str:
     """The measurements as Markdown, with ratios to the first and the second case."""
-    first, second = list(found.values())[:2]
+    order = [found[name] for name in CASES if name in found]
     rows = []
-    for name, one in found.items():
-        of = one.get("products")
+    for name in (name for name in CASES if name in found):
+        one = found[name]
         rows.append(
             (
                 name,
-                f"{one['fastest']:.2f}", f"{one['median']:.2f}", f"{one['cpu']:.2f}",
-                f"{first['fastest'] / one['fastest']:.2f}", f"{second['fastest'] / one['fastest']:.2f}",
-                f"{one['tokens'] / one['fastest']:,.0f}",
-                f"{of:.2f}" if of else None, f"{one['fastest'] / of:.2f}" if of else None,
-                f"{one['memory']:,.0f}" if one.get("memory") else None,
-                f"{one['memory'] / first['memory']:.2f}" if one.get("memory") else None,
-                f"{one['memory'] / second['memory']:.2f}" if one.get("memory") else None,
+                *(_said(one.get(key), ".2f") for key in ("fastest", "median", "cpu")),
+                *(_said(_ratio(row, one, "fastest"), ".2f") for row in order[:2]),
+                _said(_ratio(one, one, "tokens", "fastest"), ",.0f"),
+                _said(one.get("products"), ".2f"),
+                _said(_ratio(one, one, "fastest", "products"), ".2f"),
+                _said(one.get("memory"), ",.0f"),
+                *(_said(_ratio(one, row, "memory"), ".2f") for row in order[:2]),
             )
-        )  # fmt: skip
+        )
     names = (
         "case", "fastest, s", "median, s", "CPU, s", "times row 1", "times row 2", "tokens/s", "products, s",
         "step / products", "memory, MiB", "of row 1", "of row 2",
@@ -155,6 +156,15 @@ def table_of(options: argparse.Namespace, found: dict[str, dict]) -> str:
     return render(Table(title, columns, tuple(rows), notes=tuple(notes)), "markdown")
 
 
+def profile(case: Case, batches: dict[str, list]) -> int:
+    """Print where the processor time of a step goes, operation by operation."""
+    case.step(batches[case.order][0])
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        case.step(batches[case.order][0])
+    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=30))
+    return 0
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure and print the table, or write it between the marks of a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -165,7 +175,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--batches", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--cases", nargs="*", help="only some of: " + "; ".join(CASES))
-    parser.add_argument("--no-memory", action="store_true")
+    parser.add_argument("--measure", nargs="*", default=["time", "memory"], choices=["time", "memory"])
+    parser.add_argument("--results", type=Path, help="a JSON file that gathers what several calls measure")
     parser.add_argument("--profile", action="store_true", help="say what the last case spends its time on, and stop")
     parser.add_argument("--data", type=Path, default=ROOT.parent / "shared" / "data")
     parser.add_argument("--page", type=Path, help="write the table between its marks in this file")
@@ -174,29 +185,30 @@ def main(argv: Sequence[str] | None = None) -> int:
     torch.set_num_threads(options.threads)
     wanted = [name for name, kind in CASES.items() if options.precision in kind.precisions]
     wanted = [options.memory_of] if options.memory_of else options.cases or wanted
+    known = options.results is not None and options.results.exists()
+    found: dict[str, dict] = json.loads(options.results.read_text()) if known else {}
     with tempfile.TemporaryDirectory() as folder:
         config, batches = batches_of(options.only, options.data, Path(folder), options.rows, options.batches)
-        cases = {name: Case(CASES[name], config, options.precision) for name in wanted}
         if options.memory_of:
-            case = cases[options.memory_of]
+            case = Case(CASES[options.memory_of], config, options.precision)
             print(json.dumps(memory(case, batches[case.order][-1])))
             return 0
         if options.profile:
-            case = cases[wanted[-1]]
-            case.step(batches[case.order][0])
-            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-                case.step(batches[case.order][0])
-            print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=30))
-            return 0
-        check(cases, batches)
-        found: dict[str, dict] = timed(cases, batches, options.rounds)
-        for name, case in cases.items():
-            if not case.plain:
-                found[name]["products"] = products(case, batches)
-        del cases
-    if not options.no_memory:
+            return profile(Case(CASES[wanted[-1]], config, options.precision), batches)
+        if "time" in options.measure:
+            cases = {name: Case(CASES[name], config, options.precision) for name in wanted}
+            check(cases, batches)
+            for name, seconds in timed(cases, batches, options.rounds).items():
+                found.setdefault(name, {}).update(seconds)
+            for name, case in cases.items():
+                if not case.plain:
+                    found[name]["products"] = products(case, batches)
+            del cases
+    if "memory" in options.measure:
         for name in wanted:
-            found[name]["memory"] = measured_memory(options, name)
+            found.setdefault(name, {})["memory"] = measured_memory(options, name)
+    if options.results is not None:
+        options.results.write_text(json.dumps(found, indent=1))
     table = table_of(options, found)
     print(table)
     if options.page:
@@ -205,6 +217,15 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.page, f"\n{table}\n", (f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"), "--page"
         )
     return 0
+
+
+def _ratio(one: dict, other: dict, key: str, below: str | None = None) -> float | None:
+    above, below = one.get(key), other.get(below or key)
+    return above / below if above and below else None
+
+
+def _said(value: float | None, form: str) -> str | None:
+    return None if value is None else format(value, form)
 
 
 def _kib(status: Path, name: str) -> int:
