@@ -8,8 +8,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = {
     "launch": 7,
+    "multitask_vl.cli": 7,
+    "multitask_vl.__main__": 7,
     "multitask_vl.training": 6,
     "multitask_vl.evaluation": 5,
+    "multitask_vl.inference": 6,
     "multitask_vl.doctor": 6,  # it asks the functions that training asks, so as not to say something else
     "multitask_vl.parameter_table": 5,
     "multitask_vl.sweep": 5,  # it starts training as a program

@@ -73,14 +73,19 @@ def test_the_demo_from_world_to_report(tmp_path):
     assert set(scores["splits"]) == {"tune", "report", "heldout"}
     assert (tmp_path / "runs/quickstart/report.html").stat().st_size > 50_000
 
-    code = block("adapter").replace("runs/quickstart", str(tmp_path / "runs/quickstart"))
+    code = block("adapter") + block("answer")
+    code = code.replace("runs/quickstart", str(tmp_path / "runs/quickstart")).replace(
+        "data/world", str(tmp_path / "world")
+    )
     said = subprocess.run(
         [sys.executable, "-c", code], cwd=tiny_run.ROOT, env=tiny_run.environment(),
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert said.returncode == 0, said.stderr[-3000:]
     counts = scores["parameters"]
-    assert f"{counts['trainable']} of {counts['total']} parameters trained" in said.stdout
+    trained, *answers = said.stdout.splitlines()
+    assert trained == f"{counts['trainable']} of {counts['total']} parameters trained"
+    assert len(answers) == 2
 
 
 def test_the_yaml_that_is_shown_loads(tmp_path):

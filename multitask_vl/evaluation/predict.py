@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
+from multitask_vl.data.batch import Batch
 from multitask_vl.data.collate import Collator
 from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError
@@ -40,7 +41,7 @@ def predict(model: VLSeq2Seq, collator: Collator, batch_size: int, accelerator: 
     for start in range(0, len(local), size):
         batch = collator.predicting(local[start : start + size]).to(accelerator.device)
         with accelerator.autocast():
-            texts = _texts(model, collator.task, collator.tokenizer, batch)
+            texts = texts_of(model, collator.task, collator.tokenizer, batch)
         found += zip(batch.rows.tolist(), batch.ids, texts, strict=True)
     model.train(was_training)
     if accelerator.num_processes > 1:
@@ -48,7 +49,8 @@ def predict(model: VLSeq2Seq, collator: Collator, batch_size: int, accelerator: 
     return {id_: text for _, id_, text in sorted(found)}
 
 
-def _texts(model: VLSeq2Seq, task: Task, tokenizer, batch) -> list[str]:
+def texts_of(model: VLSeq2Seq, task: Task, tokenizer, batch: Batch) -> list[str]:
+    """What the model writes for each row of a batch, decoded as the task says."""
     if task.decoding.kind != "choice":
         return tokenizer.batch_decode(model.generate(batch, task.decoding), skip_special_tokens=True)
     chosen = model.choose(batch, choice_ids(task, tokenizer))

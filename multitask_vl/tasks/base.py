@@ -123,6 +123,10 @@ class Task(ABC, Generic[C]):
     """Name of the metric that stands for the task in tables."""
     submission_name: ClassVar[str]
     """File name of the official submission."""
+    pictures: ClassVar[int] = 1
+    """Pictures of one question, where whoever asks does not say another number."""
+    reads_text: ClassVar[bool] = True
+    """Whether an example has a text beside its pictures."""
 
     def __init__(self, name: str, config: C, data_dir: Path):
         self.name = name

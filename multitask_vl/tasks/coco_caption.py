@@ -94,6 +94,7 @@ class CocoCaption(Task[CaptionConfig]):
     Config = CaptionConfig
     headline = "CIDEr"
     submission_name = "caption_results.json"
+    reads_text = False
 
     def sources(self, split: str) -> list[Path]:
         self.where(split)

@@ -61,6 +61,7 @@ class NLVR2(Task[NLVR2Config]):
     Config = NLVR2Config
     headline = "accuracy"
     submission_name = "nlvr_submit.csv"
+    pictures = 2
 
     def sources(self, split: str) -> list[Path]:
         self.where(split)
