@@ -6,6 +6,7 @@ python -m multitask_vl.config.reference --write docs/configuration.md
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -119,17 +120,18 @@ def _header() -> list[str]:
 
 def _row(name: str, field: FieldInfo, section: type[BaseModel], instead: str | None = None) -> str:
     default = "" if instead else "required" if field.is_required() else f"`{_value(_default(field))}`"
-    kind = instead or _type(section.model_json_schema(), name)
+    kind = instead or _said(_schema(section)["properties"][name], _schema(section).get("$defs", {}))
     return f"| `{name}` | {_cell(kind)} | {_cell(default)} | {_cell(_meaning(name, section))} |"
 
 
 def _meaning(name: str, section: type[BaseModel]) -> str:
-    """A field's docstring, or that of the class which it is inherited from."""
+    """A field's docstring, or the one that it inherits, or that of the section it holds."""
     for one in section.__mro__:
         fields = getattr(one, "model_fields", {})
         if name in fields and fields[name].description:
             return fields[name].description
-    return ""
+    inner = _section(section.model_fields[name])
+    return "" if inner is None else _first(inner)
 
 
 def _first(section: type) -> str:
@@ -155,15 +157,16 @@ def _default(field: FieldInfo) -> Any:
 
 
 def _value(value: Any) -> str:
-    if isinstance(value, dict) and len(value) > 2:
+    if isinstance(value, dict) and value:
         return "{...}"
     if isinstance(value, float):
         return f"{value:.4g}"
     return json.dumps(value, default=str, ensure_ascii=False)
 
 
-def _type(schema: dict, name: str) -> str:
-    return _said(schema["properties"][name], schema.get("$defs", {}))
+@functools.cache
+def _schema(section: type[BaseModel]) -> dict:
+    return section.model_json_schema()
 
 
 def _said(one: dict, known: dict) -> str:
