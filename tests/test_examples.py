@@ -52,7 +52,9 @@ def test_rows_hold_the_examples_exactly(tmp_path, capfd):
 def test_tables_are_mapped_from_one_file_and_travel_by_its_path(tmp_path):
     table = compiled(make("vqa", tmp_path, **vqa_files(tmp_path, 500)), "s", tmp_path / "cache")
     (file,) = table.cache_files
-    assert Path(file["filename"]).parent.parent == tmp_path / "cache" / "examples"
+    folder = Path(file["filename"]).parent
+    assert folder.parent == tmp_path / "cache" / "examples"
+    assert folder.stat().st_mode == folder.parent.stat().st_mode, "whoever may read the cache may read its tables"
     travelling = pickle.dumps(table)
     assert len(travelling) < 20_000 < Path(file["filename"]).stat().st_size
     assert pickle.loads(travelling)[[0, 499]]["id"] == ["10", "509"]

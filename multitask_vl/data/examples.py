@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -131,7 +131,9 @@ def _make(task: Task, split: str, folder: Path, about: dict[str, Any]) -> None:
     # a process killed here before left its unfinished folder; the lock says nobody else is writing one
     for left in folder.parent.glob(f".{folder.name}.*.writing"):
         shutil.rmtree(left)
-    writing = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".writing", dir=folder.parent))
+    # not by tempfile, whose folders are their maker's alone: a cache may be shared
+    writing = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.writing")
+    writing.mkdir()
     try:
         with (writing / _TABLE).open("wb") as file:
             count = _write_rows(task, split, file)
