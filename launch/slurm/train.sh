@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# One training run on the GPUs of one node, or of several:
+#   sbatch launch/slurm/train.sh --config configs/YOUR.yaml
+#   sbatch --nodes=2 launch/slurm/train.sh --config configs/YOUR.yaml
+# training.resume=auto makes a job that was requeued, or submitted again, go on from its newest checkpoint. Results do
+# not depend on where it was cut. PROCESSES=N: so many a node, without counting GPUs.
+#SBATCH --job-name=train
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=64G
+#SBATCH --time=24:00:00
+#SBATCH --requeue
+#SBATCH --output=%x-%j.log
+set -euo pipefail
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/../..}"
+processes="${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}"
+share=$(( ${SLURM_CPUS_PER_TASK:-1} / processes ))
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( share > 0 ? share : 1 ))}"
+# the nodes meet at the first of them, on a port that other jobs there do not use
+first="$(scontrol show hostnames "${SLURM_JOB_NODELIST:?start this by sbatch}" | head -n 1)"
+port="${MASTER_PORT:-$(( 20000 + SLURM_JOB_ID % 10000 ))}"
+exec srun torchrun --nnodes "${SLURM_NNODES:-1}" --nproc_per_node "$processes" \
+  --rdzv_backend c10d --rdzv_id "$SLURM_JOB_ID" --rdzv_endpoint "$first:$port" \
+  launch/train_multitask.py "$@" training.resume=auto
