@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 from multitask_vl.errors import InputError, exits_cleanly
+from multitask_vl.parameter_table import put_between_markers
 from multitask_vl.sweep.choose import resolved
 from multitask_vl.sweep.execute import Sweep
 from multitask_vl.sweep.grid import Grid, read_grid
@@ -33,6 +34,7 @@ def main() -> int:
     parser.add_argument("--run", metavar="NAME", help="this run alone, as a task of an array does")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so long")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and their commands")
+    parser.add_argument("--page", type=Path, metavar="FILE", help="also put the table between its markers there")
     parser.add_argument("--array", action="store_true", help="write SLURM array scripts and say how to submit them")
     given = parser.parse_args()
     devices = [one for one in given.devices.split(",") if one]
@@ -58,7 +60,7 @@ def main() -> int:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
-    return _tell(sweep, alone=given.run is not None)
+    return _tell(sweep, alone=given.run is not None, page=given.page)
 
 
 def _only(grid: Grid, given: argparse.Namespace) -> set[str] | None:
@@ -74,7 +76,7 @@ def _only(grid: Grid, given: argparse.Namespace) -> set[str] | None:
     return found
 
 
-def _tell(sweep: Sweep, alone: bool) -> int:
+def _tell(sweep: Sweep, alone: bool, page: Path | None) -> int:
     """What has come out: the table over seeds, what is left, what failed."""
     sweep.write_list()
     states = [state for _, state in sweep.listed()]
@@ -82,6 +84,9 @@ def _tell(sweep: Sweep, alone: bool) -> int:
         table = sweep.write_table()
         if table is not None:
             print(f"\n{table.with_suffix('.txt').read_text()}\nwrote {table}")
+        if table is not None and page is not None:
+            mark = f"<!-- sweep {sweep.grid.path.stem}"
+            put_between_markers(page, f"\n{table.read_text()}", (f"{mark}: begin -->", f"{mark}: end -->"), "--page")
         print(f"{states.count('finished')} of {len(states)} runs are finished, {len(sweep.failures)} failed")
     for failure in sweep.failures:
         print(f"failed: {failure}", file=sys.stderr)

@@ -308,11 +308,14 @@ def test_the_routing_study_has_what_it_compares(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_real_sweep_ends_in_a_table_over_seeds(tmp_path, capsys):
     tiny_run.write_files(tmp_path)
     tiny = tiny_run.write_config(tmp_path)
     path = grid_file(tmp_path, base=str(tiny), always={"training.steps": 2})
-    assert tiny_run.launch("sweep", str(path), "--at-once", "2", "--threads", "1") == 0
+    page = tmp_path / "page.md"
+    page.write_text("# A page\n\n<!-- sweep grid: begin -->\n<!-- sweep grid: end -->\n")
+    assert tiny_run.launch("sweep", str(path), "--at-once", "2", "--threads", "1", "--page", str(page)) == 0
     said = capsys.readouterr().out
     assert "4 of 4 runs are finished, 0 failed" in said
     with (tmp_path / "out" / "table.csv").open() as file:
@@ -320,6 +323,7 @@ def test_a_real_sweep_ends_in_a_table_over_seeds(tmp_path, capsys):
     assert [(row["run"], row["seeds"]) for row in rows] == [("none", "2"), ("mul", "2")]
     assert all(row["average"] and row["average std"] for row in rows)
     assert "| none | adapter per_task | none |" in (tmp_path / "out" / "table.md").read_text()
+    assert (tmp_path / "out" / "table.md").read_text() in page.read_text()
     begun = [line for line in said.splitlines() if "-seed" in line and ":" in line]
     assert len(begun) == 4
     assert tiny_run.launch("sweep", str(path)) == 0
