@@ -1,6 +1,7 @@
 """Out of memory: told with what to turn, or halved and gone on with the same batch, on one process and on two."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -122,13 +123,11 @@ def test_halving_changes_nothing_but_memory_and_survives_a_restart(data, whole, 
     last = {row["task"]: row["micro_batch_size"] for row in halved}
     assert set(last.values()) <= {1, 2}
 
-    checkpoints = sorted((folder / "checkpoints").iterdir())
+    checkpoints = sorted((folder / "checkpoints").glob("step-*"))
     state = json.loads((checkpoints[0] / "state.json").read_text())
     early = {row["task"]: row["micro_batch_size"] for row in halved if row["step"] <= 3}
     assert state["halved"] == early
-    for file in checkpoints[1].iterdir():
-        file.unlink()
-    checkpoints[1].rmdir()
+    shutil.rmtree(checkpoints[1])
     sizes.clear()
     code, _ = train(data, "halved", "training.on_oom=halve", "training.resume=auto")
     assert code == 0
