@@ -13,6 +13,8 @@ decoder happens to leave:
 
 from __future__ import annotations
 
+import io
+import re
 import warnings
 from pathlib import Path
 from typing import Literal
@@ -20,6 +22,8 @@ from typing import Literal
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 from torchvision.transforms import functional as tvf
+
+from feature_extraction.sources import ImageFile
 
 CONVENTION = "upright, transparency on white, 16 bit scaled, first frame"
 INTERPOLATION = "bicubic"
@@ -30,11 +34,11 @@ class Unreadable(Exception):
     """An image file that cannot be turned into pixels; the text is the reason."""
 
 
-def read_square(path: Path, size: int, resize: Literal["squash", "crop"]) -> tuple[np.ndarray, bool]:
+def read_square(image: ImageFile | Path, size: int, resize: Literal["squash", "crop"]) -> tuple[np.ndarray, bool]:
     """The square of an image that the trunk sees.
 
     Args:
-        path: the image file.
+        image: where it lies.
         size: side of the square in pixels.
         resize: squash the whole image to the square, or shortest side to `size` and then the centre.
 
@@ -45,19 +49,21 @@ def read_square(path: Path, size: int, resize: Literal["squash", "crop"]) -> tup
         Unreadable: with the reason, whatever is wrong with the file.
     """
     try:
-        image, turned = _open_rgb(path)
-        return np.asarray(_fit(image, size, resize)).transpose(2, 0, 1), turned
+        rgb, turned = _open_rgb(image.opened() if isinstance(image, ImageFile) else image)
+        return np.asarray(_fit(rgb, size, resize)).transpose(2, 0, 1), turned
     except Unreadable:
         raise
     except Exception as error:  # on damaged files Pillow's decoders raise nearly every type there is
-        reason = f"{type(error).__name__}: {error}".replace(f" {str(path)!r}", "")
+        reason = f"{type(error).__name__}: {error}".replace(f" {str(image)!r}", "")
+        # Pillow names an object in memory by its address, which would differ from run to run.
+        reason = re.sub(r" <_io\.BytesIO object at 0x\w+>", "", reason)
         raise Unreadable(reason.strip().removesuffix(":")) from error
 
 
-def _open_rgb(path: Path) -> tuple[Image.Image, bool]:
+def _open_rgb(file: Path | io.BytesIO) -> tuple[Image.Image, bool]:
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
-        opened = Image.open(path)
+        opened = Image.open(file)
     with opened as image:
         turned = image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
         image.load()

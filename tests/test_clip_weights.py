@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from feature_extraction import weights
 from feature_extraction.encoder import load_encoder
-from feature_extraction.weights import load_trunk
+from feature_extraction.trunk import load_trunk
 from multitask_vl.config.schema import ClipConfig
 from multitask_vl.errors import InputError
 from tests.pictures import DIM, TINY, tiny_weights
@@ -39,12 +39,12 @@ def test_random_weights_are_those_open_clip_draws(clip, tmp_path):
     before = torch.random.get_rng_state()
     trunk = load_trunk(clip.model_copy(update={"weights_seed": 3}))
     assert (torch.random.get_rng_state() == before).all(), "the caller's generator is left alone"
-    assert_same(trunk.visual.state_dict(), wanted)
+    assert_same(trunk.module.visual.state_dict(), wanted)
     assert (trunk.name, trunk.tag) == ("tiny", "random:3")
     again, other = load_trunk(clip.model_copy(update={"weights_seed": 3})), load_trunk(clip)
     assert trunk.sha256 == again.sha256 != other.sha256
-    assert not trunk.visual.training
-    assert not any(one.requires_grad for one in trunk.visual.parameters())
+    assert not trunk.module.visual.training
+    assert not any(one.requires_grad for one in trunk.module.visual.parameters())
 
 
 def _safetensors(path):
@@ -93,9 +93,9 @@ def test_a_weights_file_of_any_form_is_read(clip, tmp_path, form):
     wanted = trunk_of(tiny_weights())
     if form is _half:
         wanted = {name: one.half() if one.is_floating_point() else one for name, one in wanted.items()}
-    assert_same(trunk.visual.state_dict(), wanted)
+    assert_same(trunk.module.visual.state_dict(), wanted)
     assert trunk.tag == path.name
-    assert all(one.dtype == torch.float32 for one in trunk.visual.parameters())
+    assert all(one.dtype == torch.float32 for one in trunk.module.visual.parameters())
 
 
 def _of_another_model(path):
@@ -142,7 +142,7 @@ def test_a_tag_is_fetched_and_recorded(tmp_path, monkeypatch):
     monkeypatch.setattr(open_clip, "download_pretrained", lambda tag: str(fetched))
     trunk = load_trunk(ClipConfig(model="RN50", pretrained="openai"))
     assert (trunk.name, trunk.tag) == ("RN50", "openai")
-    assert_same(trunk.visual.state_dict(), trunk_of(tiny_weights()))
+    assert_same(trunk.module.visual.state_dict(), trunk_of(tiny_weights()))
 
     def no_network(tag):
         raise ConnectionError("no route to host")
@@ -165,8 +165,12 @@ def test_a_file_beside_the_model_may_give_mean_and_std(tmp_path):
     [
         ({"model": "RN11"}, r"'RN11' is no open_clip model; did you mean .*RN101"),
         ({"model": "zzz"}, r"no open_clip model\. A model of your own is the path of a \.json"),
-        ({"model": "ViT-B-32"}, r"the visual tower of ViT-B-32 is not a ResNet; .*RN50, "),
-        ({"model": "convnext_base"}, "is not a ResNet"),
+        ({"model": "ViT-B-32", "image_size": 100}, r"100 is not a multiple of 32.*try 96"),
+        ({"model": "tim:resnet18"}, r"'tim:resnet18' is no open_clip model.*\(open_clip, timm\)"),
+        ({"model": "timm:efficientnet_lit0"}, r"no timm model; did you mean .*efficientnet_lite0"),
+        ({"model": "timm:resnet18", "pretrained": "a1"}, r"neither a file nor a weights tag of resnet18 .*a1_in1k"),
+        ({"layer": "pooled", "image_size": 96}, r"the attention pool of .* sees 64 pixels only, not 96"),
+        ({"pool": (3, 2)}, r"clip.pool: 3x2 cells cannot be pooled from a grid of 2x2"),
         ({"model": "gone.json"}, r"gone\.json is no open_clip model configuration \(FileNotFoundError"),
         ({"pretrained": "openai"}, r"'openai' is neither a file nor a weights tag of .*tiny\.json \(tags: none\)"),
         ({"model": "RN101", "pretrained": "opanai"}, r"tag of RN101 \(tags: openai, yfcc15m\)"),
@@ -184,8 +188,7 @@ def test_a_trunk_that_cannot_be_had_is_told(clip, update, said):
         ("[1]", "is no open_clip model configuration"),
         ("{", "is no open_clip model configuration"),
         ('{"vision_cfg": 3, "embed_dim": 4}', "is no open_clip model configuration"),
-        ('{"vision_cfg": {"layers": [1, 1, 1, 1], "width": "wide"}, "embed_dim": 4}', "no ResNet that can be built"),
-        ('{"vision_cfg": {"layers": 12, "width": 64}, "embed_dim": 4}', "is not a ResNet"),
+        ('{"vision_cfg": {"layers": [1, 1, 1, 1], "width": "wide"}, "embed_dim": 4}', "no tower that can be built"),
     ],
 )
 def test_a_model_description_that_makes_no_sense_is_told(tmp_path, content, said):

@@ -84,7 +84,7 @@ def test_the_trunk_in_float32_is_exact_to_rounding(config, tmp_path):
     images = [picture(n).resize((SIDE, SIDE)) for n in range(3)]
     pixels = torch.stack([torch.from_numpy(np.array(one)).permute(2, 0, 1) for one in images])
     with torch.inference_mode():
-        got = encoder._trunk(pixels)
+        got = encoder.trunk(pixels).flatten(1, 2)
     wanted = plain_forward(tmp_path, images, [])
     torch.testing.assert_close(got, wanted.permute(0, 2, 3, 1).flatten(1, 2), atol=1e-5, rtol=0)
 
@@ -116,6 +116,7 @@ def test_the_manifest_says_how_the_features_were_made(config, tmp_path):
         "mean": open_clip.OPENAI_DATASET_MEAN,
         "std": open_clip.OPENAI_DATASET_STD,
         "layer": "layer4",
+        "pool": None,
         "grid": (2, 2),
         "dim": DIM,
         "dtype": "float16",
@@ -135,7 +136,7 @@ def test_worker_processes_change_nothing(tmp_path):
 def test_a_second_run_skips_what_is_done(config, tmp_path, monkeypatch):
     extract(config, "cpu")
     before = (tmp_path / "features.h5").read_bytes()
-    monkeypatch.setattr("feature_extraction.extract.read_square", None)  # nothing may be decoded
+    monkeypatch.setattr("feature_extraction.decode.read_square", None)  # nothing may be decoded
     again = extract(config, "cpu")
     assert (again.images, again.skipped, again.extracted, again.damaged) == (10, 10, 0, [])
     assert again.complete
@@ -242,7 +243,7 @@ def test_features_too_large_for_the_store_are_an_error(config, tmp_path, monkeyp
 
     def loud(*args):
         encoder = load(*args)
-        encoder._trunk.visual.layer4[-1].bn3.bias.data += 1e5
+        encoder.trunk.trunk.visual.layer4[-1].conv3.bias.data += 1e5
         return encoder
 
     monkeypatch.setattr("feature_extraction.extract.load_encoder", loud)
@@ -306,7 +307,7 @@ def test_a_foreign_list_of_failures_is_not_overwritten(config, tmp_path):
 
 def test_a_list_of_stores_cannot_be_filled(config):
     several = config.model_copy(update={"features": config.features.model_copy(update={"store": [config.run_dir] * 2})})
-    with pytest.raises(InputError, match="fills one file, the configuration names 2"):
+    with pytest.raises(InputError, match="fills one store, the configuration names 2"):
         extract(several, "cpu")
 
 

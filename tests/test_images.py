@@ -31,7 +31,7 @@ def test_images_are_found_at_any_depth_by_their_stem(tmp_path):
         (tmp_path / name).touch()
     index = index_images([tmp_path])
     assert list(index.paths) == ["3", "9", "COCO_1.x"]
-    assert index.paths["9"] == tmp_path / "a" / "b" / "9.PNG"
+    assert index.paths["9"].path == tmp_path / "a" / "b" / "9.PNG"
     assert index.ignored == 2
 
 

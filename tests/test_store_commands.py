@@ -95,7 +95,7 @@ def test_ctrl_c_says_that_nothing_is_lost(config, capsys, monkeypatch):
     def interrupted(_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(extract_features, "extract", interrupted)
+    monkeypatch.setattr("feature_extraction.command.extract", interrupted)
     assert extract(config) == 130
     assert "the same command goes on from here" in capsys.readouterr().err
 

@@ -30,6 +30,7 @@ def _takes_bool(annotation: Any) -> bool:
 
 Positive = Annotated[int, Field(gt=0)]
 Url = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.:-]*://")]
+Spread = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -70,18 +71,28 @@ class VisualConfig(Section):
 
 
 class ClipConfig(Section):
-    """The frozen trunk that makes grid features. Two lines swap the tiny one for the real one."""
+    """The frozen trunk that makes features. Two lines swap the tiny one for the real one."""
 
     model: str = "RN101"
-    """An open_clip model name, or the path of a JSON with an open_clip model configuration."""
+    """An open_clip model name, the path of a JSON with an open_clip model configuration, or `timm:NAME`."""
     pretrained: str | None = None
-    """An open_clip weights tag (`openai`) or a local path. None: random weights, seeded by `weights_seed`."""
+    """A weights tag (`openai`) or a local path. None: random weights, seeded by `weights_seed`."""
     weights_seed: int = 0
     """Seed of the random weights when `pretrained` is None."""
     image_size: Positive = 224
-    """Side of the square the trunk sees, in pixels. The grid's side is a thirty-second of it."""
+    """Side of the square the trunk sees, in pixels. The grid's side is a thirty-second of it for a ResNet, a
+    patch-size-th for a transformer."""
     resize: Literal["squash", "crop"] = "squash"
     """Squash to the square (published), or shortest side + centre crop."""
+    mean: tuple[float, float, float] | None = None
+    """Subtracted from RGB in [0, 1]. None: what the weights were trained with."""
+    std: tuple[Spread, Spread, Spread] | None = None
+    """RGB is divided by this. None: what the weights were trained with."""
+    layer: Literal["grid", "pooled"] = "grid"
+    """Cells before pooling (a ResNet's grid, a transformer's patches), or the pooled vector as a single cell."""
+    pool: tuple[Positive, Positive] | None = None
+    """Adaptive max-pool of the grid before it is stored, rows by columns, as `visual.pool` does it in the model. None:
+    cells as they come (published)."""
 
 
 class FeaturesConfig(Section):
@@ -95,13 +106,18 @@ class FeaturesConfig(Section):
     """Folder on a fast disk (/dev/shm: memory, for all processes of the machine) to which the store is copied first,
     and checked. None: read where it is."""
     images: list[Path] = []
-    """Folders searched for images when extracting; a picture's key is its file name without the ending."""
+    """Where images lie: folders (searched in depth), tar shards (`a.tar`, `a-*.tar`, `a-{000..099}.tar`), lists
+    (`.txt`, a path a line, `KEY<tab>PATH` to name it). A picture's key is its file name without the ending."""
+    shards: Annotated[int, Field(ge=1, le=99999)] = 1
+    """Files that extraction deals the images to, so that as many processes can fill them."""
     batch_size: Positive = 64
     """Images a forward pass."""
-    workers: Annotated[int, Field(ge=0)] = 0
-    """Processes that decode images beside the trunk."""
+    workers: Annotated[int, Field(ge=0)] | None = None
+    """Processes that decode images beside the trunk. None: one, or with a GPU one a core, 16 at most."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the trunk; the store is float16 in any case."""
+    compile: bool = False
+    """Let torch.compile work on the trunk first; pays on a GPU only, and rounds differently."""
     control: Literal["none", "shuffled"] = "none"
     """`shuffled`: every example gets the features of another image, in training and evaluation: the blind control."""
 

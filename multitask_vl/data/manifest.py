@@ -28,9 +28,9 @@ class Manifest(BaseModel):
     format_version: Positive = FORMAT_VERSION
     """Version of the file layout; a reader refuses a newer one than it knows."""
     encoder: str
-    """open_clip model name, or the stem of the JSON that describes the model."""
+    """open_clip model name, the stem of the JSON that describes the model, or `timm:NAME`."""
     weights_tag: str
-    """open_clip tag, file name, or `random:SEED`."""
+    """Tag, file name, or `random:SEED`."""
     weights_sha256: str | None
     """Of the weights file, or of the tensors where they are random. None: imported features, nobody knows."""
     activation: str | None = None
@@ -46,9 +46,11 @@ class Manifest(BaseModel):
     std: tuple[float, float, float]
     """RGB is divided by this."""
     layer: str
-    """Whose output was stored."""
+    """Whose output was stored; `pooled`: one vector an image."""
+    pool: tuple[Positive, Positive] | None = None
+    """Rows and columns that the grid was max-pooled to before storing; None: it was not."""
     grid: tuple[Positive, Positive]
-    """Rows and columns of cells; a row of `features` holds them row by row."""
+    """Rows and columns of stored cells; a row of `features` holds them row by row."""
     dim: Positive
     """Channels of a cell."""
     dtype: Literal["float16"] = "float16"
@@ -111,7 +113,8 @@ def check_manifest(manifest: Manifest, clip: ClipConfig, visual: VisualConfig) -
     """Where a store disagrees with what a run expects of it; empty if nowhere.
 
     Weights given as a local file that exists are compared by SHA-256, wherever the file lies; else by name. What only
-    the trunk itself can tell (activation, mean and std) is compared when extracting, not here.
+    the trunk itself can tell (activation, mean and std unless configured) is compared when extracting, not here. A
+    store that was pooled to `visual.pool` already holds what the model would pool to.
     """
     found = []
 
@@ -131,6 +134,12 @@ def check_manifest(manifest: Manifest, clip: ClipConfig, visual: VisualConfig) -
         compare("clip.pretrained", manifest.weights_tag, weights_name(clip), again)
     compare("clip.image_size", manifest.image_size, clip.image_size, again)
     compare("clip.resize", manifest.resize, clip.resize, again)
+    for key in ("mean", "std"):
+        if getattr(clip, key) is not None:
+            compare(f"clip.{key}", getattr(manifest, key), getattr(clip, key), again)
+    compare("clip.layer", "pooled" if manifest.layer == "pooled" else "grid", clip.layer, again)
+    if not {manifest.pool, clip.pool} <= {None, visual.pool}:  # pooled twice to one grid is pooled once
+        compare("clip.pool", manifest.pool, clip.pool, again)
     compare("visual.feature_dim", manifest.dim, visual.feature_dim, f"set visual.feature_dim={manifest.dim}")
     if visual.pool is not None and any(want > have for want, have in zip(visual.pool, manifest.grid, strict=True)):
         rows, columns = manifest.grid

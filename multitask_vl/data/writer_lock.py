@@ -12,6 +12,10 @@ from multitask_vl.errors import InputError
 _held: set[int] = set()
 
 
+class Busy(InputError):
+    """Another process is writing the file."""
+
+
 def _forget_in_child() -> None:
     # A forked worker that outlives its killed parent would keep the parent's lock through the inherited descriptor.
     for descriptor in _held:
@@ -32,7 +36,8 @@ class WriterLock:
         wait: wait for another holder instead of refusing.
 
     Raises:
-        InputError: another process (or another lock of this one) holds it, or the file system has no locks.
+        Busy: another process (or another lock of this one) holds it.
+        InputError: the file system has no locks.
     """
 
     def __init__(self, path: Path, wait: bool = False):
@@ -49,7 +54,8 @@ class WriterLock:
             except OSError as error:
                 holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
                 os.close(descriptor)
-                raise InputError(self._refused(error, holder)) from error
+                kind = Busy if isinstance(error, BlockingIOError) else InputError
+                raise kind(self._refused(error, holder)) from error
             if self._is_current(descriptor):
                 break
             os.close(descriptor)  # the holder before us removed the file between our open and our lock
