@@ -1,4 +1,4 @@
-"""Does our CLIP ResNet give the recorded grid: a small trunk by OpenAI's names, from pixels to cells."""
+"""Does the image trunk reproduce: the grid of CLIP's ResNet, its 49 cells row by row, and 36 after pooling."""
 
 from __future__ import annotations
 
@@ -7,44 +7,56 @@ import tempfile
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from feature_extraction.encoder import GridTrunk
-from feature_extraction.weights import load_trunk
-from multitask_vl.config.schema import ClipConfig
+from feature_extraction.encoder import load_encoder
+from multitask_vl.config.schema import ClipConfig, VisualConfig
+from multitask_vl.models.visual import VisualEmbedding
 from tests.golden.fixture import Fixture, NotUnderstood, Report
 
 PIXELS = "input/images_uint8"
-POOLED = 6
-"""Cells a side after pooling, where 36 features are recorded."""
+OUTPUTS = {"grid", "features49", "features36"}
 
 
-@torch.no_grad()
 def run_trunk(fixture: Fixture) -> Report:
-    """The last layer's output as a grid, row by row, and pooled."""
-    sizes = fixture.meta["config"]
-    with tempfile.TemporaryDirectory() as folder:
-        model, weights = Path(folder) / "trunk.json", Path(folder) / "trunk.safetensors"
-        # one head: the attention pool, which has the heads, is never built into a trunk
-        vision = {"layers": list(sizes["layers"]), "width": sizes["width"], "head_width": 32 * sizes["width"]}
-        model.write_text(json.dumps({"embed_dim": 8, "vision_cfg": {"image_size": 224, **vision}}))
-        save_file({name: value.contiguous() for name, value in fixture.weights.items()}, weights)
-        trunk = load_trunk(ClipConfig(model=str(model), pretrained=str(weights)))
-    pixels = fixture.tensors[PIXELS]
+    """Extract the recorded images with the recorded weights, through the door that extraction uses."""
+    outputs, pixels = fixture.under("output"), fixture.tensors[PIXELS].to(torch.uint8)
+    if strange := outputs.keys() - OUTPUTS:
+        raise NotUnderstood(f"outputs {sorted(strange)} of an image trunk")
     if pixels.shape[-1] == 3:
         pixels = pixels.permute(0, 3, 1, 2)
-    cells = GridTrunk(trunk.visual, trunk.mean, trunk.std)(pixels)
-    side = round(cells.shape[1] ** 0.5)
-    grid = cells.transpose(1, 2).unflatten(2, (side, side))
-    found = {
-        "grid": grid,
-        f"features{side**2}": cells,
-        f"features{POOLED**2}": F.adaptive_max_pool2d(grid, POOLED).flatten(2).transpose(1, 2),
-    }
+    pixels = pixels.contiguous()
     report = Report()
-    for name, value in fixture.under("output").items():
-        if name not in found:
-            raise NotUnderstood(f"output {name}")
-        report.close(name, found[name], value)
+    with tempfile.TemporaryDirectory() as folder:
+        clip = _as_files(fixture, Path(folder), pixels.shape[-1])
+        with torch.inference_mode():
+            cells = load_encoder(clip, device="cpu").trunk(pixels)
+            pooled = load_encoder(clip.model_copy(update={"pool": (6, 6)}), device="cpu").trunk(pixels)
+    found = {
+        "grid": cells.permute(0, 3, 1, 2),
+        "features49": cells.flatten(1, 2),
+        "features36": pooled.flatten(1, 2),
+    }
+    for name, recorded in outputs.items():
+        report.close(name, found[name], recorded)
+    if "features36" in outputs:
+        embedding = VisualEmbedding(
+            VisualConfig(feature_dim=cells.shape[-1], pool=(6, 6)), 8, torch.nn.LayerNorm, None, 36
+        )
+        for stored in ("features49", "features36"):
+            again = embedding.pool(found[stored][:, None])[:, 0]
+            report.close(f"{stored} pooled in the model", again, outputs["features36"])
     return report
+
+
+def _as_files(fixture: Fixture, folder: Path, side: int) -> ClipConfig:
+    """The recorded weights as a user would bring them: a JSON of the model and a file of tensors."""
+    config = fixture.meta["config"]
+    vision = {"layers": list(config["layers"]), "width": config["width"], "image_size": side, "patch_size": None}
+    text = {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}
+    (folder / "recorded.json").write_text(json.dumps({"embed_dim": 8, "vision_cfg": vision, "text_cfg": text}))
+    weights = {name: value.contiguous() for name, value in fixture.weights.items()}
+    save_file(weights, folder / "recorded.safetensors")
+    return ClipConfig(
+        model=str(folder / "recorded.json"), pretrained=str(folder / "recorded.safetensors"), image_size=side
+    )
