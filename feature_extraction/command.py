@@ -66,6 +66,8 @@ def tell(summary: Summary, feature_dim: int) -> None:
         print(f"{summary.turned:,} images were turned upright by their orientation tag")
     if summary.ignored:
         print(f"{summary.ignored:,} files in the image folders are no images")
+    if summary.copies:
+        print(f"{summary.copies:,} files are copies of others of the same name and count once")
     if manifest.dim != feature_dim:
         print(
             f"note: training on this store needs visual.feature_dim={manifest.dim}; the configuration says "

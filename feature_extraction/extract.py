@@ -39,6 +39,7 @@ class Summary:
         beyond: rows of the store without an image.
         turned: images that were turned upright by their orientation tag.
         ignored: files that are no images.
+        copies: files left out as copies of others of the same name.
         wall_s: seconds this process spent on new images.
         size: bytes of the store's files.
     """
@@ -53,6 +54,7 @@ class Summary:
     beyond: int = 0
     turned: int = 0
     ignored: int = 0
+    copies: int = 0
     wall_s: float = 0.0
     size: int = 0
 
@@ -88,7 +90,7 @@ def extract(config: Config, device: torch.device | str | None = None) -> Summary
     if device is None and torch.cuda.is_available():
         device = f"cuda:{process.local % torch.cuda.device_count()}"
     encoder = load_encoder(config.clip, features.precision, device, features.compile)
-    summary = Summary(store, encoder.manifest, images=len(index.paths), ignored=index.ignored)
+    summary = Summary(store, encoder.manifest, len(index.paths), ignored=index.ignored, copies=index.copies)
 
     def opened(part: Part) -> StoreWriter:
         return StoreWriter(part.path, encoder.manifest, part.keys, watch)

@@ -20,10 +20,13 @@ class ImageIndex:
     Attributes:
         paths: key (file name without its ending, unless a list names it) -> where it lies, sorted by key.
         ignored: number of visible files that are no images by their ending.
+        copies: number of files left out because the same picture lies elsewhere under the same key, as Visual Genome's
+            pictures do in GQA's folder.
     """
 
     paths: dict[str, ImageFile]
     ignored: int
+    copies: int
 
 
 def index_images(sources: Sequence[Path]) -> ImageIndex:
@@ -40,7 +43,7 @@ def index_images(sources: Sequence[Path]) -> ImageIndex:
         raise InputError("features.images: names no folder to search for images; set features.images=[FOLDER, ...]")
     found: dict[str, ImageFile] = {}
     seen: set[tuple[int, int]] = set()
-    clashes, unnamed, absent, ignored = [], [], [], 0
+    clashes, unnamed, absent, ignored, copies = [], [], [], 0, 0
     for source in sources:
         try:
             for given, image in images_of(Path(source), seen):
@@ -54,7 +57,11 @@ def index_images(sources: Sequence[Path]) -> ImageIndex:
                     )
                 elif key not in found:
                     found[key] = image
-                elif not image.same(found[key]):
+                elif image.same(found[key]):
+                    continue
+                elif image.ends() == found[key].ends():
+                    copies += 1
+                else:
                     clashes.append(
                         f"image key {key} stands for two files: {found[key]} and {image}; rename one, or name both in "
                         "a list"
@@ -72,7 +79,7 @@ def index_images(sources: Sequence[Path]) -> ImageIndex:
             f"features.images: no image in {', '.join(map(str, sources))} ({ignored:,} other files; known endings: "
             f"{' '.join(sorted(ENDINGS))})"
         )
-    return ImageIndex(dict(sorted(found.items())), ignored)
+    return ImageIndex(dict(sorted(found.items())), ignored, copies)
 
 
 def _is_text(name: str) -> bool:

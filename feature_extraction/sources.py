@@ -17,6 +17,7 @@ from multitask_vl.errors import InputError
 LISTS = (".txt", ".tsv", ".lst")
 BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 OPEN_SHARDS = 8
+ENDS = 4096
 
 
 class ImageFile(NamedTuple):
@@ -53,8 +54,16 @@ class ImageFile(NamedTuple):
         return io.BytesIO(data)
 
     def same(self, other: ImageFile) -> bool:
-        """Are these one and the same?"""
+        """Are these one and the same place?"""
         return (self.member, self.offset) == (other.member, other.offset) and self.path.samefile(other.path)
+
+    def ends(self) -> tuple[int, bytes, bytes]:
+        """Number of bytes, the first and the last of them: equal for copies, and hardly for two pictures."""
+        with self.path.open("rb") as file:
+            size = self.size if self.member else os.fstat(file.fileno()).st_size
+            first = os.pread(file.fileno(), min(ENDS, size), self.offset)
+            last = os.pread(file.fileno(), min(ENDS, size), self.offset + max(0, size - ENDS))
+        return size, first, last
 
 
 def images_of(source: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[str | None, ImageFile]]:

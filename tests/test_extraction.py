@@ -19,7 +19,7 @@ from torchvision import transforms
 from feature_extraction.encoder import load_encoder
 from feature_extraction.extract import extract
 from feature_extraction.inspection import verify
-from multitask_vl.config.schema import ClipConfig, Config
+from multitask_vl.config.schema import Config
 from multitask_vl.data.feature_store import FeatureStore, check_manifest
 from multitask_vl.data.row_file import RowFile
 from multitask_vl.data.store_format import read_layout
@@ -309,24 +309,3 @@ def test_a_list_of_stores_cannot_be_filled(config):
     several = config.model_copy(update={"features": config.features.model_copy(update={"store": [config.run_dir] * 2})})
     with pytest.raises(InputError, match="fills one store, the configuration names 2"):
         extract(several, "cpu")
-
-
-# ---- the real size
-
-
-@pytest.mark.shared
-def test_real_photographs_through_the_real_trunk(shared, tmp_path):
-    photos = sorted((shared / "data" / "coco_photos" / "images").glob("*.jpg"))[:2]
-    (tmp_path / "images").mkdir()
-    for photo in photos:
-        (tmp_path / "images" / photo.name).symlink_to(photo)
-    config = Config.model_validate(
-        {"data_dir": tmp_path, "clip": {"model": "RN101"}, "features": {"store": "f.h5", "images": ["images"]}}
-    )
-    assert extract(config, "cpu").complete
-    store = FeatureStore(tmp_path / "f.h5")
-    assert check_manifest(store.manifest, ClipConfig(), config.visual) == []
-    got = store.get_many([photo.stem for photo in photos])
-    assert got.shape == (2, 49, 2048)
-    assert got.min() >= 0, "layer4 ends in a ReLU"
-    assert np.unique(got[0], axis=0).shape == (49, 2048), "every cell says something of its own"

@@ -50,7 +50,7 @@ def test_links_are_followed_and_circles_and_repeated_folders_do_no_harm(tmp_path
 def test_one_key_for_two_files_names_both(tmp_path):
     for name in ("train/7.jpg", "val/7.png", "val/8.jpg", "val/8.png"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).touch()
+        (tmp_path / name).write_text(name)
     with pytest.raises(InputError) as caught:
         index_images([tmp_path / "train", tmp_path / "val"])
     first, second = caught.value.problems
@@ -63,7 +63,7 @@ def test_one_key_for_two_files_names_both(tmp_path):
 def test_many_clashes_are_counted(tmp_path):
     for number in range(30):
         (tmp_path / f"{number}.jpg").touch()
-        (tmp_path / f"{number}.png").touch()
+        (tmp_path / f"{number}.png").write_text("other")
     with pytest.raises(InputError) as caught:
         index_images([tmp_path])
     assert len(caught.value.problems) == 21
