@@ -196,13 +196,16 @@ def _whole_cells(clip: ClipConfig, *sides: int) -> None:
 
 
 def _weights_file(clip: ClipConfig) -> tuple[Path, dict]:
-    """The local file of `clip.pretrained`, fetched if it is a tag, and what open_clip says of the tag."""
+    """The local file of `clip.pretrained`, fetched if it is a tag, and what open_clip says of such weights."""
     path, name = Path(locate(clip.pretrained)), clip.model.removeprefix(f"{DEFAULT_KIND}:")
+    known = open_clip.list_pretrained_tags_by_model(name)
     if path.is_file():
-        return path, {}
+        # A file has no tag; where all weights of a model want the same mean and std (SigLIP's), so will these.
+        tags = [open_clip.get_pretrained_cfg(name, tag) for tag in known]
+        agreed = {key for key in tags[0] if all(one.get(key) == tags[0][key] for one in tags)} if tags else set()
+        return path, {key: tags[0][key] for key in ("mean", "std", "quick_gelu") if key in agreed}
     tag = open_clip.get_pretrained_cfg(name, clip.pretrained)
     if not tag:
-        known = open_clip.list_pretrained_tags_by_model(name)
         raise InputError(
             f"clip.pretrained: {clip.pretrained!r} is neither a file nor a weights tag of {name} (tags: "
             f"{', '.join(known) or 'none'})"
