@@ -84,7 +84,8 @@ def decoded(batches: ImageBatches, workers: int | None, device: torch.device, be
         cores = len(os.sched_getaffinity(0)) // beside
         workers = max(1, min(MOST_WORKERS, cores)) if gpu else 1
         workers = min(workers, len(batches) - 1) if batches else 0
-    ahead = {"prefetch_factor": AHEAD} if workers else {}
+    # Forked, whatever Python's default is: a worker begins at once and has all it needs.
+    ahead = {"prefetch_factor": AHEAD, "multiprocessing_context": "fork"} if workers else {}
     yield from DataLoader(batches, batch_size=None, num_workers=workers, collate_fn=_as_is, pin_memory=gpu, **ahead)
 
 

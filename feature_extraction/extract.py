@@ -136,10 +136,11 @@ def _fill(
 
 
 def _one_store(config: Config) -> Path:
-    stores = [config.features.store] if isinstance(config.features.store, Path) else config.features.store
-    if len(stores) != 1:
+    stores = config.features.store if isinstance(config.features.store, list) else [config.features.store]
+    if len(stores) != 1 or not isinstance(stores[0], Path):
+        what = f"names {len(stores)}" if len(stores) != 1 else f"names the URL {stores[0]}"
         raise InputError(
-            f"features.store: extraction fills one store, the configuration names {len(stores)}; name one: "
+            f"features.store: extraction fills one store on a disk, the configuration {what}; name one: "
             "features.store=FILE.h5"
         )
     return config.data_dir / stores[0].expanduser()

@@ -307,5 +307,5 @@ def test_a_foreign_list_of_failures_is_not_overwritten(config, tmp_path):
 
 def test_a_list_of_stores_cannot_be_filled(config):
     several = config.model_copy(update={"features": config.features.model_copy(update={"store": [config.run_dir] * 2})})
-    with pytest.raises(InputError, match="fills one store, the configuration names 2"):
+    with pytest.raises(InputError, match="fills one store on a disk, the configuration names 2"):
         extract(several, "cpu")
