@@ -113,6 +113,7 @@ def test_a_larger_square_gives_a_resnet_a_larger_grid_without_its_attention_pool
     assert encoder.trunk.trunk.visual.attnpool is None
 
 
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
 def test_openai_s_archive_means_quick_gelu(described, tmp_path):
     clip, _ = described(VIT)
     model = open_clip.CLIP(**VIT, quick_gelu=True)

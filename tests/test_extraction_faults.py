@@ -19,6 +19,7 @@ from tests.stores import content
 IMAGES, STORES, KILLS = 40, 4, 5
 
 
+@pytest.mark.slow
 def test_twenty_kills_at_random_moments_leave_no_trace(tmp_path):
     """Four stores, each killed five times, each then finished; features and keys are those of an undisturbed run."""
     whole = tiny_config(tmp_path / "whole", IMAGES, workers=1)
