@@ -35,6 +35,7 @@ from feature_extraction.encoder import Encoder, load_encoder
 from feature_extraction.extract import extract
 from feature_extraction.sources import ImageFile
 from multitask_vl.config.schema import ClipConfig, Config
+from multitask_vl.data.store_writer import write_store
 
 MODEL = "RN101"
 TINY = """{"embed_dim": 32, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": null},
@@ -81,6 +82,12 @@ def compare(folder: Path, arguments: argparse.Namespace) -> str:
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     peaks: dict[str, float] = dict.fromkeys(ways, 0.0)
     sizes: dict[str, int] = {}
+    grid = next(iter(encoders.values())).manifest
+    random = np.random.default_rng(0).standard_normal((arguments.images, grid.cells, grid.dim), "f4").astype("f2")
+    ways["writing alone, published (float32)"] = write_per_image(random)
+    ways["writing alone, ours"] = lambda out: write_store(
+        out / "f.h5", grid, {f"{n:06d}": one for n, one in enumerate(random)}
+    )
     for turn in range(arguments.rounds + 1):
         for name, way in ways.items():
             with tempfile.TemporaryDirectory(dir=folder) as out, peak_memory() as peak:
@@ -137,6 +144,17 @@ def published(clip: ClipConfig, paths: list[Path]) -> Way:
             features = grid.pop()[0].permute(1, 2, 0).flatten(0, 1).numpy()
             with h5py.File(out / f"{path.stem}.h5", "w") as file:
                 file[f"{path.stem}/features"] = features
+
+    return way
+
+
+def write_per_image(features: np.ndarray) -> Way:
+    """A file an image, as the script leaves them."""
+
+    def way(out: Path) -> None:
+        for number, one in enumerate(features):
+            with h5py.File(out / f"{number:06d}.h5", "w") as file:
+                file[f"{number:06d}/features"] = one.astype("f4")
 
     return way
 

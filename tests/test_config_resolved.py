@@ -5,6 +5,7 @@ import yaml
 
 from multitask_vl.config import differences, fingerprint, load
 from multitask_vl.config.resolved import flatten
+from multitask_vl.config.schema import Config
 from multitask_vl.durable import write_whole
 from tests.config_files import config_folder
 
@@ -113,3 +114,11 @@ def test_what_decides_training_is_told_by_key_and_both_values():
     assert differences(dump, new) == differences(old, new)
     assert fingerprint(dump) == fingerprint(old)
     assert len(fingerprint(old)) == 64
+
+
+def test_a_key_that_a_checkpoint_does_not_know_yet_was_its_default():
+    old = Config().model_dump(mode="json")
+    del old["clip"]["layer"], old["clip"]["pool"]
+    assert differences(old, Config()) == []
+    pooled = Config.model_validate({"clip": {"layer": "pooled"}})
+    assert differences(old, pooled) == ['clip.layer: was "grid", is "pooled"']

@@ -1,12 +1,16 @@
 """Does extraction survive kills at any moment and a disk that is really full?"""
 
+import json
 import random
 import subprocess
 import time
 
 import numpy as np
 import pytest
+import yaml
+from PIL import Image
 
+from feature_extraction.command import main
 from feature_extraction.extract import extract
 from multitask_vl.data.feature_store import FeatureStore
 from multitask_vl.data.store_format import read_layout
@@ -15,6 +19,7 @@ from multitask_vl.errors import InputError
 from tests.extraction_child import started
 from tests.pictures import tiny_config
 from tests.stores import content
+from tests.test_images import KINDS, _bomb, _broken_png, _float_pixels, _nothing, _truncated
 
 IMAGES, STORES, KILLS = 40, 4, 5
 
@@ -126,3 +131,29 @@ def test_an_error_of_the_writing_thread_ends_the_run(tmp_path, monkeypatch):
     assert len(written) == 1, "nothing is written after an error"
     monkeypatch.undo()
     assert extract(config, "cpu").complete
+
+
+def test_one_folder_of_every_kind_of_image(tmp_path, capsys):
+    """What can be shown is converted, the rest is listed with its reason, and the exit code says so."""
+    config = tiny_config(tmp_path, 3, workers=1)
+    bad = {"truncated": _truncated, "floats": _float_pixels, "bomb": _bomb, "nothing": _nothing, "broken": _broken_png}
+    for kind in KINDS:
+        kind(tmp_path / "images" / f"fine{kind.__name__}.png")
+    for name, kind in bad.items():
+        kind(tmp_path / "images" / f"{name}.png")
+    frames = [Image.new("RGB", (40, 30), colour) for colour in ("red", "green")]
+    frames[0].save(tmp_path / "images" / "animated.webp", save_all=True, append_images=frames[1:])
+    exif = Image.Exif()
+    exif[0x112] = 6
+    frames[0].save(tmp_path / "images" / "turned.jpg", exif=exif)
+    (tmp_path / "run.yaml").write_text(
+        yaml.safe_dump(json.loads(config.model_dump_json(include={"clip", "features", "data_dir"})))
+    )
+    assert main(["--config", str(tmp_path / "run.yaml")]) == 1
+    told = capsys.readouterr().out
+    assert f"{5 + len(KINDS)} of {10 + len(KINDS)} images" in told
+    assert "1 images were turned upright" in told
+    listed = [json.loads(line) for line in (tmp_path / "failures.jsonl").read_text().splitlines()]
+    assert [one["key"] for one in listed] == sorted(bad)
+    assert all(one["reason"] for one in listed)
+    assert len(FeatureStore(tmp_path / "features.h5")) == 5 + len(KINDS)

@@ -18,6 +18,8 @@ MAY_DIFFER = (
     "tracking.*",
     "tasks.*.decoding.*",
     "features.images",
+    "features.shards",
+    "features.compile",
     "features.read",
     "features.local_copy",
     "features.batch_size",
@@ -52,10 +54,11 @@ def differences(old: Config | Mapping[str, Any], new: Config | Mapping[str, Any]
         old: the configuration that the checkpoint was made with, or its ``model_dump(mode="json")``.
         new: the configuration now, likewise.
     """
-    before, now = _decisive(old), _decisive(new)
+    before, now, defaults = _decisive(old), _decisive(new), _decisive(Config())
     lines = []
     for keys in dict.fromkeys([*before, *now]):
-        was, is_ = before.get(keys, _Absent), now.get(keys, _Absent)
+        # a key that was not known when the checkpoint was made: what it does by default was done then
+        was, is_ = before.get(keys, defaults.get(keys, _Absent)), now.get(keys, _Absent)
         if was != is_:
             lines.append(f"{'.'.join(keys)}: was {_told(was)}, is {_told(is_)}")
     return lines
