@@ -213,7 +213,8 @@ def test_what_is_not_on_this_machine_is_named_with_the_way_to_say_where(folder, 
         moved.rename(folder / "tiny.safetensors")
     assert asked(folder, *image, "--backbone", str(tmp_path / "absent")) == 2
     assert "--backbone PATH" in capsys.readouterr().err
-    assert asked(folder, *image, "--clip-model", "RN50", "--clip", "openai") == 2
+    assert asked(folder, *image, "--clip-model", "RN5O") == 2
+    assert "--clip-model FILE" in capsys.readouterr().err
     assert asked(folder, *image, "--device", "cuda:77") == 2
     assert "--device: cuda:77 is not here" in capsys.readouterr().err
     assert asked(folder, *image[:2]) == 2
