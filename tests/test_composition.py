@@ -86,6 +86,11 @@ def test_a_list_in_yaml_is_a_list_of_methods(tmp_path):
     config = load_config(path, ["method=[lora, {name: bitfit}]"])
     assert config.method == [METHODS.get(name).Config(name=name) for name in ("lora", "bitfit")]
     assert load_config(path, ["method=frozen"]).method[0].name == "frozen"
+    for words in (["method=lora", "method.rank=2"], ["method.rank=2", "method=lora"]):
+        (one,) = load_config(path, words).method
+        assert (one.name, one.rank) == ("lora", 2)
+    _, prompt = load_config(path, ["method=[adapter, prompt]", "method.1.length=7"]).method
+    assert (prompt.name, prompt.length) == ("prompt", 7)
     own = tmp_path / "own.yaml"
     own.write_text(f"compose: [{path.name}]\nmethod: [adapter, promt]\n")
     with pytest.raises(InputError, match=r"own.yaml:2: method.1.name: got 'promt'; did you mean 'prompt'\?"):

@@ -123,6 +123,7 @@ def _composed(own: Node, problems: list[str]) -> Sequence[Node]:
 def _lay_method(below: Node | None, above: Node, problems: list[str]) -> Node:
     above = _named(Node([_named(one) for one in above.value], above.origin) if isinstance(above.value, list) else above)
     under = [] if below is None else below.value if isinstance(below.value, list) else [below]
+    under = [_named(one) for one in under]
     if _positions(above):
         return _lay_items(Node(under, above.origin), above, problems, ("method",))
     if not isinstance(above.value, dict):

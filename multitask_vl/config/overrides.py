@@ -20,7 +20,7 @@ def read_overrides(words: Sequence[str], problems: list[str]) -> Node:
     for word in words:
         node = _read_word(word, problems)
         if node is not None:
-            layer = _gather(layer, node)
+            layer = _gather(layer, node, problems)
     return layer
 
 
@@ -43,19 +43,24 @@ def _read_word(word: str, problems: list[str]) -> Node | None:
     node = read_value(text, f"override {word!r}", problems)
     if node is None:
         return None
+    if keys == ["method"] and isinstance(node.value, str):
+        keys = ["method", "name"]
     for key in reversed(keys):
         node = Node({key: node}, OVERRIDE)
     return node
 
 
-def _gather(below: Node | None, above: Node) -> Node:
+def _gather(below: Node | None, above: Node, problems: list[str], at: tuple[str, ...] = ()) -> Node:
+    # A list and then words about its items are one change too.
+    if below is not None and isinstance(below.value, list) and isinstance(above.value, dict):
+        return lay_over(below, above, problems, at)
     # Two words about one method (`method.name=lora method.rank=8`) are one change, whichever method stands below: the
     # rules for `method` apply only when the gathered layer meets the files.
     if not (above.value and isinstance(above.value, dict) and below is not None and isinstance(below.value, dict)):
         return above
     merged = dict(below.value)
     for key, node in above.value.items():
-        merged[key] = _gather(merged.get(key), node)
+        merged[key] = _gather(merged.get(key), node, problems, (*at, key))
     return Node(merged, OVERRIDE)
 
 
