@@ -37,7 +37,7 @@ class Products(TorchDispatchMode):
         """The fastest of some repeats of each kind, times how often it occurred."""
         total = 0.0
         for (operation, tensors, (shape, dtype)), count in self.found.items():
-            args = [torch.empty_strided(*one[:2], dtype=one[2]).normal_() for one in tensors]
+            args = [_like(*one) for one in tensors]
             out = torch.empty(shape, dtype=dtype)
             times = []
             for _ in range(repeats + 1):
@@ -46,3 +46,9 @@ class Products(TorchDispatchMode):
                 times.append(time.perf_counter() - started)
             total += count * min(times[1:])
         return total
+
+
+def _like(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Random numbers laid out alike, also where rows share their memory."""
+    needed = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    return torch.randn(needed).to(dtype).as_strided(shape, stride)

@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -139,13 +140,7 @@ def table_of(options: argparse.Namespace, found: dict[str, dict]) -> str:
         "step / products", "memory, MiB", "of row 1", "of row 2",
     )  # fmt: skip
     native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    words = (
-        f"--only {options.only} --precision {options.precision} --batches {options.batches} --rounds {options.rounds}"
-    )
-    notes = [
-        f"Batch {options.rows}, 36 cells, dropout 0.1, {options.threads} threads; {options.batches} batches, "
-        f"{options.rounds} rounds after one that warms up. Command: `python -m benchmarks.training {words}`."
-    ]
+    notes = [f"36 cells, dropout 0.1. {what.capitalize()}: {how}." for what, how in found["about"].items()]
     if options.precision == "bf16" and not native:
         notes.append(
             "This processor has no bfloat16 instructions (AVX512-BF16, AMX): its bfloat16 products are slower than "
@@ -186,7 +181,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = [name for name, kind in CASES.items() if options.precision in kind.precisions]
     wanted = [options.memory_of] if options.memory_of else options.cases or wanted
     known = options.results is not None and options.results.exists()
-    found: dict[str, dict] = json.loads(options.results.read_text()) if known else {}
+    found: dict[str, Any] = json.loads(options.results.read_text()) if known else {}
     with tempfile.TemporaryDirectory() as folder:
         config, batches = batches_of(options.only, options.data, Path(folder), options.rows, options.batches)
         if options.memory_of:
@@ -207,6 +202,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if "memory" in options.measure:
         for name in wanted:
             found.setdefault(name, {})["memory"] = measured_memory(options, name)
+    words = f"--only {options.only} --precision {options.precision} --rows {options.rows} --batches {options.batches}"
+    how = (
+        f"batch {options.rows}, {options.threads} threads, {options.batches} batches, {options.rounds} rounds after one"
+    )
+    for what in options.measure:
+        command = f"python -m benchmarks.training {words} --rounds {options.rounds} --measure {what}"
+        found.setdefault("about", {})[what] = f"{how} that warms up (`{command}`)"
     if options.results is not None:
         options.results.write_text(json.dumps(found, indent=1))
     table = table_of(options, found)

@@ -58,8 +58,6 @@ def _count(task: Task, table: Dataset, tokenizer: PreTrainedTokenizerBase) -> np
 def _tokens(texts: pa.ChunkedArray, prompt: str, limit: int | None, tokenizer: PreTrainedTokenizerBase) -> np.ndarray:
     """Tokens of each text [n], specials included; a text is cut once, however often it stands there."""
     coded = pc.dictionary_encode(texts).combine_chunks()
-    if isinstance(coded, pa.ChunkedArray):
-        coded = coded.unify_dictionaries().combine_chunks()
     found: list[int] = []
     for start in range(0, len(coded.dictionary), TEXTS_AT_ONCE):
         words = [prompt + text for text in coded.dictionary.slice(start, TEXTS_AT_ONCE).to_pylist()]

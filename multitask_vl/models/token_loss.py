@@ -34,7 +34,9 @@ class Head(NamedTuple):
 
     def scores(self, hidden: torch.Tensor) -> torch.Tensor:
         """[..., d] -> [..., V]."""
-        return F.linear(self.scaled(hidden), self.weight, self.bias)
+        # a bias is a buffer that nobody holds in the weight's precision
+        bias = None if self.bias is None else self.bias.to(self.weight.dtype)
+        return F.linear(self.scaled(hidden), self.weight, bias)
 
 
 def token_loss(hidden: torch.Tensor, labels: torch.Tensor, head: Head) -> torch.Tensor:

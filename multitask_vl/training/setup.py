@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedType, LoggerType, ProjectConfiguration
+from accelerate.utils import LoggerType, ProjectConfiguration
 
 from multitask_vl.config.schema import Config
 from multitask_vl.data.collate import Collator, image_keys, shuffled_images
@@ -134,8 +134,7 @@ def assemble(config: Config, accelerator: Accelerator, needs: Needs) -> Run:
     trained = [table for (_, split), table in tables.items() if split == TRAIN]
     if config.visual.standardize and trained:
         model.visual.init_standardized(*_statistics(store, trained, config.seed))
-    sharded = accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED)
-    if accelerator.mixed_precision == "bf16" and not sharded:  # what shards weights has precisions of its own
+    if accelerator.mixed_precision == "bf16":
         model.hold_frozen(torch.bfloat16)
     return Run(config, needs.tasks, collators, model, needs.remarks, store)
 
