@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from feature_extraction.sources import ImageFile
 from multitask_vl.data.feature_store import FeatureStore
 from multitask_vl.errors import InputError
 
@@ -43,7 +43,7 @@ def nearest(
 
 
 def contact_sheet(
-    paths: dict[str, Path],
+    paths: dict[str, ImageFile],
     queries: Sequence[str],
     columns: Sequence[tuple[str, list[list[tuple[str, float]]]]],
     side: int = 96,
@@ -51,7 +51,7 @@ def contact_sheet(
     """One line for each query: the picture, then its neighbours by each store, with their cosines.
 
     Args:
-        paths: key -> picture.
+        paths: key -> where its picture lies.
         queries: keys, one for each line.
         columns: title and `nearest` of each store.
         side: of a picture, in pixels; pictures are cut to squares.
@@ -85,7 +85,7 @@ def spread_out(keys: Sequence[str], count: int, seed: int) -> list[str]:
     return [keys[at] for at in sorted(drawn)]
 
 
-def in_both(stores: Sequence[FeatureStore], paths: dict[str, Path]) -> list[str]:
+def in_both(stores: Sequence[FeatureStore], paths: dict[str, ImageFile]) -> list[str]:
     """Keys of the pictures that all stores have features of.
 
     Raises:
@@ -100,6 +100,6 @@ def in_both(stores: Sequence[FeatureStore], paths: dict[str, Path]) -> list[str]
     return keys
 
 
-def _square(path: Path, side: int) -> Image.Image:
-    with Image.open(path) as image:
+def _square(file: ImageFile, side: int) -> Image.Image:
+    with Image.open(file.opened()) as image:
         return ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (side, side), Image.Resampling.LANCZOS)

@@ -6,8 +6,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import yaml
 
+from feature_extraction.inspection import verify
+from multitask_vl.data.feature_store import FeatureStore
 from tests import tiny_run
+from tests.pictures import tiny_config
 
 SCRIPTS = sorted((tiny_run.ROOT / "launch" / "slurm").glob("*.sh"))
 SRUN = """#!/usr/bin/env bash
@@ -64,6 +68,27 @@ def test_a_script_is_bash_and_says_how_to_submit_it(script):
     assert all(text.index(line) < code for line in directives), "SLURM stops reading at the first command"
     for path in (word for line in text.splitlines() for word in line.split() if word.startswith("launch/")):
         assert (tiny_run.ROOT / path).exists(), path
+
+
+@pytest.mark.slow
+def test_the_jobs_of_an_array_fill_one_store(tmp_path, slurm):
+    config = tiny_config(tmp_path, 24, batch_size=2)
+    made_of = yaml.safe_load(config.model_dump_json(include={"data_dir": True, "clip": True, "features": True}))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(made_of))
+    words = ["--config", tmp_path / "config.yaml", "features.shards=4", "features.workers=0"]
+    tasks = [
+        start("extract_array.sh", words, {**slurm, "SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_TASK_COUNT": "2",
+                                          "SLURM_ARRAY_TASK_MIN": "0", "SLURM_ARRAY_TASK_STEP": "1"})
+        for task in range(2)
+    ]  # fmt: skip
+    for task in tasks:
+        said, _ = task.communicate(timeout=240)
+        assert task.returncode == 0, said
+        assert "24 of 24 images" in said
+    store = FeatureStore(tmp_path / "features.h5")
+    assert len(store.paths) == 4
+    assert len(store) == 24
+    assert verify(tmp_path / "features.h5", [tmp_path / "images"]).sound
 
 
 @pytest.mark.slow

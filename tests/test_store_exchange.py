@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,10 +17,12 @@ from PIL import Image
 
 from feature_extraction import manage
 from feature_extraction.stats import look_at
+from multitask_vl.config.schema import FeaturesConfig
 from multitask_vl.data.feature_store import FeatureStore
 from multitask_vl.data.row_file import RowFile
 from multitask_vl.data.store_format import create, read_layout
 from multitask_vl.data.store_writer import write_store
+from multitask_vl.errors import InputError
 from tests.pictures import picture
 from tests.stores import MANIFEST, SHAPE, content, made
 
@@ -303,3 +306,42 @@ def test_a_reader_that_opened_before_a_merge_ended_sees_whole_rows_only(parts, t
     assert run("merge", parts, tmp_path / "whole.h5") == 0
     assert early.missing(KEYS) == KEYS
     assert FeatureStore(tmp_path / "whole.h5").missing(KEYS) == []
+
+
+# ---- the benchmark and the page it writes
+
+
+def test_the_benchmark_reads_every_layout_and_writes_its_page(tmp_path):
+    from benchmarks import feature_store
+
+    text = feature_store.compare(tmp_path, images=6, reads=8, rounds=1)
+    for name in (feature_store.PUBLISHED, "ours, get_many", "ours, get_many, read: ram", "ours, blocks of 16 rows"):
+        assert f"| {name}" in text
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- rates: begin -->\nold\n<!-- rates: end -->\nafter\n")
+    feature_store.put(page, "rates", text)
+    assert page.read_text() == f"before\n<!-- rates: begin -->\n{text}\n<!-- rates: end -->\nafter\n"
+    with pytest.raises(InputError, match="has no line '<!-- step: begin -->'"):
+        feature_store.put(page, "step", text)
+    shown = (ROOT / "docs" / "extract_on_a_cluster.md").read_text()
+    for name in ("rates", "step"):
+        assert shown.count(f"<!-- {name}: begin -->") == shown.count(f"<!-- {name}: end -->") == 1
+
+
+def test_the_pages_name_what_there_is(capsys):
+    pages = [(ROOT / "docs" / name).read_text() for name in ("extract_on_a_cluster.md", "neighbours.md")]
+    with pytest.raises(SystemExit):
+        run("--help")
+    commands = capsys.readouterr().out
+    for text in pages:
+        for path in re.findall(r"(?<![\w/])((?:launch|configs)/[\w/]+\.(?:py|sh|yaml))", text):
+            assert (ROOT / path).exists(), path
+        for link in re.findall(r"\]\(([\w.]+)\)", text):
+            assert (ROOT / "docs" / link).exists(), link
+        for command in re.findall(r"feature_extraction.manage (\w+)", text):
+            assert f"    {command} " in commands
+        for key in re.findall(r"features\.(\w+)=", text):
+            assert key in FeaturesConfig.model_fields, key
+    shown = yaml.safe_load(re.search(r"```yaml\n(.*?)```", pages[0], re.DOTALL)[1])
+    FeaturesConfig.model_validate(shown["features"])
+    assert (ROOT / "docs" / "neighbours.webp").stat().st_size < 300_000
