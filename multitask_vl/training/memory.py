@@ -137,6 +137,6 @@ def out_of_memory(step: int, batch: Batch, sizes: MicroBatches, device: torch.de
         f"out of memory at step {step} on {device}: a pass of {size} examples of task {task} (text of "
         f"{batch.input_ids.shape[1]} tokens, target of {batch.labels.shape[1]}, {images} x {cells} grid cells); peak "
         f"{peak_bytes(device) / GIB:.2f} GiB. Try {smaller} (the batch stays {sizes.batches[task]}), "
-        f"training.gradient_checkpointing=true, or, in a new run, training.mixed_precision=bf16; "
-        f"training.on_oom=halve does the first by itself. Go on with training.resume=auto"
+        f"training.gradient_checkpointing=true, or, in a new run, training.mixed_precision=bf16. Go on with "
+        f"training.resume=auto; with training.on_oom=halve a run does the first by itself"
     )
