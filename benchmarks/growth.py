@@ -220,7 +220,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--scale", type=float, default=1.0, help="share of every largest value, to try it out")
     parser.add_argument("--page", type=Path, help="write the table between its marks in this file")
-    parser.add_argument("--plot", type=Path, help="draw it into this SVG file")
+    parser.add_argument("--plot", type=Path, help="draw it into this SVG file, beside the page")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
 
@@ -240,10 +240,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     _, series["the same with group_by_length"] = grow_examples(sizes, options.repeats, by_length=True)
     table = table_of(series, options)
     print(table)
-    if options.page:
-        put_between_markers(options.page, f"\n{table}\n", MARKS, "--page")
     if options.plot:
         plot(series, options.plot)
+        drawn = "CPU time and memory of a step beside linear growth, each relative to its first value"
+        table += f"\n\n![{drawn}]({options.plot.name})"
+    if options.page:
+        put_between_markers(options.page, f"\n{table}\n", MARKS, "--page")
     return 0
 
 
