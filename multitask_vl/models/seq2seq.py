@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
-from transformers.modeling_outputs import BaseModelOutput
 
 from multitask_vl.config.schema import Config, DecodingConfig
 from multitask_vl.data.batch import Batch
@@ -22,6 +21,7 @@ from multitask_vl.methods.base import Method
 from multitask_vl.methods.io import save_adapter
 from multitask_vl.models.backbone import Backbone
 from multitask_vl.models.dropout import CpuDropout, Nested
+from multitask_vl.models.generation import generate
 from multitask_vl.models.merged import write_merged
 from multitask_vl.models.token_loss import token_loss
 from multitask_vl.models.visual import VisualEmbedding
@@ -134,12 +134,8 @@ class VLSeq2Seq(nn.Module):
         self._fits("an output", decoding.max_length, batch.task, "decoding.max_length")
         with self.context.of(batch.task):
             encoded = self.encode(batch)
-            return self.lm.generate(
-                # a fresh container: the library repeats its rows per beam in place
-                encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
-                attention_mask=encoded.kinds,
-                generation_config=self._generation(decoding),
-            )
+            decoder, settings = self.family.decoder(self.lm), self._generation(decoding)
+            return generate(self.lm, decoder, self.context, encoded.states, encoded.kinds, settings)
 
     @torch.no_grad()
     def choose(self, batch: Batch, choice_ids: list[int]) -> torch.Tensor:

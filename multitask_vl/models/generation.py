@@ -1,0 +1,185 @@
+"""How is text generated without doing anything twice: the library's `generate`, given only the rows that need work.
+
+Hooks for the length of one call stand around the language model. What comes in is cut to what must be computed: in the
+first step one row an example, since its beams are still the same; later the beams of examples that are not finished.
+What goes out is spread over all rows again, so the library's loop sees what it always sees. The encoder's states, and the
+keys and values that cross-attention makes of them, have one row an example throughout (`beam_attention`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    GenerationConfig,
+    PreTrainedModel,
+    StoppingCriteria,
+    StoppingCriteriaList,
+)
+from transformers.modeling_outputs import BaseModelOutput
+
+from multitask_vl.models import beam_attention
+from multitask_vl.routing.context import Context
+
+
+def generate(
+    lm: PreTrainedModel,
+    decoder: nn.Module,
+    context: Context,
+    states: torch.Tensor,
+    kinds: torch.Tensor,
+    settings: GenerationConfig,
+    share: bool = True,
+) -> torch.Tensor:
+    """Token ids [B, T] of the best beam, the start token included; call it while a task is running.
+
+    Args:
+        decoder: the decoder stack of ``lm``, with `Context.door` on it.
+        states, kinds: what `Encoded` holds.
+        share: False for the library's way alone, which is the same function of the same numbers.
+    """
+    if not share or lm.config._attn_implementation != beam_attention.KERNEL:
+        # a fresh container: the library repeats its rows per beam in place
+        encoded = BaseModelOutput(last_hidden_state=states)
+        return lm.generate(encoder_outputs=encoded, attention_mask=kinds, generation_config=settings)
+    rows = _Rows(states, kinds, settings, DynamicCache(config=lm.config.get_text_config(decoder=True)))
+    with _around(lm, decoder, rows, context):
+        return lm.generate(
+            # only the number of rows is read, and a copy of it made for each beam: `_Rows` has the states
+            encoder_outputs=BaseModelOutput(last_hidden_state=states[:, :1, :1]),
+            attention_mask=kinds[:, :1],
+            cache=rows.cache,
+            stopping_criteria=StoppingCriteriaList([rows.ending]),
+            generation_config=settings,
+        )
+
+
+@contextmanager
+def _around(lm: PreTrainedModel, decoder: nn.Module, rows: _Rows, context: Context) -> Iterator[None]:
+    def spread_x_r(stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        # after the door, which has set an x_R of one row for each row of the encoder's states
+        beams = len(kwargs["input_ids"]) // len(kwargs["encoder_hidden_states"])
+        if beams > 1 and context.wanted:
+            x_r, valid = context.x_r("decoder")
+            context.put("decoder", *(each if each is None else each.repeat_interleave(beams, 0) for each in (x_r, valid)))
+
+    handles = [
+        lm.register_forward_pre_hook(lambda _, args, kwargs: (args, rows.cut(kwargs)), with_kwargs=True),
+        decoder.register_forward_pre_hook(spread_x_r, with_kwargs=True),
+        lm.register_forward_hook(lambda _, args, output: rows.spread(output)),
+    ]
+    lm.set_attn_implementation(beam_attention.SHARED)
+    try:
+        yield
+    finally:
+        lm.set_attn_implementation(beam_attention.KERNEL)
+        for handle in handles:
+            handle.remove()
+
+
+class _Rows:
+    """Which rows a step computes, and where they lie.
+
+    A row of the library's is ``example * beams + beam``; here only the examples in ``held`` have rows.
+
+    Args:
+        states, kinds: of the encoder, [B, S, d] and [B, S].
+        settings: of the generation.
+        self_attention: an empty cache.
+    """
+
+    def __init__(
+        self, states: torch.Tensor, kinds: torch.Tensor, settings: GenerationConfig, self_attention: DynamicCache
+    ):
+        self.states, self.kinds = states, kinds
+        self.examples, self.beams = len(states), settings.num_beams
+        self.held = torch.arange(self.examples, device=states.device)
+        self.width = 1
+        """Rows of an example in the cache of self-attention."""
+        self.ending = _Ending(self.examples, settings, states.device)
+        self.cache = _Cache(self_attention, DynamicCache())
+        self.place = self.held.repeat_interleave(self.beams)
+        """Which computed row each of the library's rows gets its logits from."""
+
+    def cut(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The language model's arguments for the rows that must be computed."""
+        ids = kwargs["decoder_input_ids"]
+        # nothing is cached before the first step, in which the beams of an example are the same
+        ids = ids[:: self.beams] if self.cache.get_seq_length() == 0 else ids[self._next_rows()]
+        encoded = BaseModelOutput(last_hidden_state=self.states)
+        return kwargs | {"decoder_input_ids": ids, "encoder_outputs": encoded, "attention_mask": self.kinds}
+
+    def spread(self, output: Any) -> Any:
+        """The language model's output with logits [B * beams, T, V]; a finished example has those of another one."""
+        if len(output.logits) < len(self.place):
+            output.logits = output.logits.index_select(0, self.place)
+        return output
+
+    def _next_rows(self) -> torch.Tensor:
+        """The library's rows to compute next, with everything that is held put into their order."""
+        open_ = (~self.ending.finished[self.held]).nonzero().flatten()
+        if not len(open_):
+            # processes that share the weights' shards step together until the last one has finished
+            open_ = open_.new_zeros(1)
+        where = self.place.new_zeros(self.examples)
+        where[self.held] = torch.arange(len(self.held), device=where.device)
+        if len(open_) < len(self.held):
+            self.held = self.held[open_]
+            self.states, self.kinds = self.states[open_], self.kinds[open_]
+            self.cache.cross_attention_cache.reorder_cache(open_)
+        rows = (self.held.unsqueeze(1) * self.beams + torch.arange(self.beams, device=where.device)).flatten()
+        source = rows if self.cache.order is None else self.cache.order[rows]
+        example, beam = source // self.beams, source % self.beams
+        source = where[example] * self.width + (beam if self.width > 1 else 0)
+        self.cache.self_attention_cache.reorder_cache(source)
+        self.width = self.beams
+        self.place = self.place.new_zeros(len(self.place))
+        self.place[rows] = torch.arange(len(rows), device=where.device)
+        return rows
+
+
+class _Cache(EncoderDecoderCache):
+    """Keys and values of the rows that `_Rows` computes, and which beams the library goes on with."""
+
+    order: torch.Tensor | None = None
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        """Kept for `_Rows`, which moves rows once, with those that fall away."""
+        self.order = beam_idx
+
+
+class _Ending(StoppingCriteria):
+    """Stops nothing; sees which examples are finished: those whose result the rest of the search cannot change.
+
+    Args:
+        examples: how many there are, B.
+    """
+
+    def __init__(self, examples: int, settings: GenerationConfig, device: torch.device):
+        self.beams = settings.num_beams
+        # without early stopping a finished example's beams may still be bettered, and only the library knows when not
+        self.tells = self.beams == 1 or settings.early_stopping is True
+        self.ends = torch.tensor(settings.eos_token_id, device=device).flatten()
+        self.ended = torch.zeros(examples, dtype=torch.long, device=device)
+
+    @property
+    def finished(self) -> torch.Tensor:
+        """Of each example [B]."""
+        return self.ended >= (self.beams if self.tells else 10**9)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
+        """False for every row.
+
+        Args:
+            input_ids: an example's candidates stand side by side, the best first; of a beam search there are more of
+                them than beams, of which only so many may end.
+        """
+        candidates = input_ids[:, -1].unflatten(0, (len(self.ended), -1))[:, : self.beams]
+        self.ended += torch.isin(candidates, self.ends).sum(1)
+        return input_ids.new_zeros(len(input_ids), dtype=torch.bool)
