@@ -32,8 +32,9 @@ class BackboneConfig(Section):
 class DecodingConfig(Section):
     """How a task turns decoder states into text."""
 
-    kind: Literal["greedy", "beam", "choice"] = "greedy"
-    """`choice` compares the first-token logits of `choices` after the forced start tokens; no generation."""
+    kind: DecodingKind = "greedy"
+    """`choice` compares the first-token logits of `choices` after the forced start tokens; no generation. `rank` takes
+    the likeliest of `choices`, as a whole."""
     num_beams: Positive = 1
     """Beams, for kind `beam`."""
     max_length: Annotated[int, Field(ge=2)] = 20
@@ -44,14 +45,22 @@ class DecodingConfig(Section):
     """Exponent of the length in beam scores."""
     early_stopping: bool = True
     """Beams end as soon as `num_beams` of them are finished (bart-base's own setting)."""
+    choices_file: Path | None = None
+    """Candidate answers in a file, for kind `rank`: a JSON list, or a line each."""
+    rank_by: Literal["sum", "mean"] = "sum"
+    """For kind `rank`: the likelihood of the whole answer, or its mean over tokens, so that long ones do not lose."""
     choices: Annotated[tuple[str, ...], Field(validate_default=True)] = ()
-    """Candidate answers, for kind `choice`; the first wins a tie."""
+    """Candidate answers, for the kinds `choice` and `rank`; the first wins a tie."""
 
     @field_validator("choices")
     @classmethod
     def _choice_needs_choices(cls, choices: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         if info.data.get("kind") == "choice" and not choices:
             raise ValueError("kind is choice, so the candidate answers must be listed, such as [true, false] in quotes")
+        if info.data.get("kind") == "rank" and bool(choices) == (info.data.get("choices_file") is not None):
+            raise ValueError(
+                "kind is rank, so the candidate answers must be listed, or choices_file set; one of the two"
+            )
         return choices
 
 
@@ -196,6 +205,8 @@ class EvaluationConfig(Section):
     """Examples a batch, over all processes."""
     limit: Positive | None = None
     """Score only the first so many examples of each split of `during`."""
+    bf16_weights: bool = True
+    """Where training runs in bf16: predict with all weights in bf16, rather than cast them at every use (autocast)."""
     caption_tokenizer: Literal["ptb", "python"] = "ptb"
     """`ptb` is the official Java tokenizer; `python` is close to it on plain sentences and needs no Java."""
 

@@ -11,6 +11,7 @@ from multitask_vl.config.schema import EvaluationConfig
 from multitask_vl.data.collate import Collator
 from multitask_vl.data.examples import example_from_row
 from multitask_vl.errors import InputError
+from multitask_vl.evaluation.alone import on_main_process
 from multitask_vl.evaluation.predict import predict, write_predictions
 from multitask_vl.evaluation.score import score_predictions
 from multitask_vl.evaluation.submission import write_submission
@@ -29,6 +30,8 @@ def evaluate(
 ) -> dict[str, dict]:
     """Predict and score splits; files go under ``folder``.
 
+    All splits are predicted first, by all processes; then the main process scores, while the others wait for it.
+
     Args:
         splits: split -> collators of its tasks.
         folder: gets ``predictions/<task>/<split>.jsonl``, ``...per_example.json`` and ``submission/``.
@@ -38,23 +41,42 @@ def evaluate(
         split -> {"tasks": {task: ...}, "average": mean of the headline scores}, on the main process; elsewhere empty.
         The value of a task whose split hides its answers is None, and then so is the average.
     """
-    results = {}
+    predictions = {}
     for split, collators in splits.items():
-        scored = {}
         for collator in collators:
-            predictions = predict(model, collator, config.batch_size, accelerator)
+            found = predict(model, collator, config.batch_size, accelerator, config.bf16_weights)
+            predictions[split, collator.task.name] = found
             if accelerator.is_main_process:
-                scored[collator.task.name] = _score(collator, split, predictions, folder, config)
-        accelerator.wait_for_everyone()
-        if scored:
-            values = [entry["value"] for entry in scored.values()]
-            results[split] = {"tasks": scored, "average": None if None in values else sum(values) / len(values)}
-            told = {task: entry["value"] for task, entry in scored.items()} | {"average": results[split]["average"]}
-            say(f"{split}: {', '.join(f'{name} {_one_decimal(value)}' for name, value in told.items())}")
-            for task, entry in scored.items():
-                if "submission" in entry["notes"]:
-                    say(f"{split}, {task}: submission {entry['notes']['submission']}")
-    return results
+                write_predictions(_file(folder, collator, split), collator, found)
+
+    def score() -> dict[str, dict]:
+        results = {}
+        for split, collators in splits.items():
+            scored = {
+                collator.task.name: _score(collator, split, predictions[split, collator.task.name], folder, config)
+                for collator in collators
+            }
+            if scored:
+                results[split] = _result(split, scored, say)
+        return results
+
+    # everything was predicted and gathered before: a scorer may take minutes, during which nothing must be exchanged
+    return on_main_process(accelerator, score) or {}
+
+
+def _result(split: str, scored: dict[str, dict], say: Callable[[str], None]) -> dict:
+    values = [entry["value"] for entry in scored.values()]
+    average = None if None in values else sum(values) / len(values)
+    told = {task: entry["value"] for task, entry in scored.items()} | {"average": average}
+    say(f"{split}: {', '.join(f'{name} {_one_decimal(value)}' for name, value in told.items())}")
+    for task, entry in scored.items():
+        if "submission" in entry["notes"]:
+            say(f"{split}, {task}: submission {entry['notes']['submission']}")
+    return {"tasks": scored, "average": average}
+
+
+def _file(folder: Path, collator: Collator, split: str) -> Path:
+    return folder / "predictions" / collator.task.name / f"{split}.jsonl"
 
 
 def _one_decimal(value: float | None) -> str:
@@ -63,8 +85,7 @@ def _one_decimal(value: float | None) -> str:
 
 def _score(collator: Collator, split: str, predictions: dict[str, str], folder: Path, config: EvaluationConfig) -> dict:
     task = collator.task
-    path = folder / "predictions" / task.name / f"{split}.jsonl"
-    write_predictions(path, collator, predictions)
+    path = _file(folder, collator, split)
     rows = collator.table.to_list()
     # the scores of hours of training are not to be lost over a file that can be written again
     defects = write_submission(task, predictions, folder / "submission" / split / task.submission_name)

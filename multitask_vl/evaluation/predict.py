@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
@@ -13,64 +14,69 @@ from accelerate.utils import gather_object
 from multitask_vl.data.batch import Batch
 from multitask_vl.data.collate import Collator
 from multitask_vl.durable import write_whole
-from multitask_vl.errors import InputError
+from multitask_vl.evaluation.candidates import candidates, choice_ids
+from multitask_vl.evaluation.precision import predicting_in
+from multitask_vl.models.ranking import rank
 from multitask_vl.models.seq2seq import VLSeq2Seq
 from multitask_vl.tasks.base import Task
 
 
 @torch.inference_mode()
-def predict(model: VLSeq2Seq, collator: Collator, batch_size: int, accelerator: Accelerator) -> dict[str, str]:
+def predict(
+    model: VLSeq2Seq, collator: Collator, batch_size: int, accelerator: Accelerator, bf16_weights: bool = True
+) -> dict[str, str]:
     """Predictions of every row of a split, the same on every process.
 
-    Rows are dealt to processes in turn, nothing is padded, so odd sizes need no masking of duplicates.
+    Rows are taken in the order of their length, the longest first, so that hardly anything of a batch is padding; each
+    process takes every n-th of them, so that all have the same to do, and nothing is padded, so odd sizes need no
+    masking of duplicates. What is predicted does not depend on the rows of a batch: padding is masked out everywhere.
+    Only rounding does (1e-6 in float32), so two answers must score the same to six digits to be exchanged.
 
     Args:
         model: unwrapped, in any mode; it is left in the mode it was in.
         collator: of the task's split.
         batch_size: rows a batch over all processes.
         accelerator: says which process this is.
+        bf16_weights: see `EvaluationConfig`.
 
     Returns:
         example id -> text, in the order of the split.
     """
     was_training = model.training
     model.eval()
-    local = range(accelerator.process_index, len(collator.table), accelerator.num_processes)
+    local = by_length(collator)[accelerator.process_index :: accelerator.num_processes]
     size = max(1, batch_size // accelerator.num_processes)
     found: list[tuple[int, str, str]] = []
-    for start in range(0, len(local), size):
-        batch = collator.predicting(local[start : start + size]).to(accelerator.device)
-        with accelerator.autocast():
+    with predicting_in(model, accelerator, bf16_weights):
+        for start in range(0, len(local), size):
+            batch = collator.predicting(local[start : start + size]).to(accelerator.device)
             texts = texts_of(model, collator.task, collator.tokenizer, batch)
-        found += zip(batch.rows.tolist(), batch.ids, texts, strict=True)
+            found += zip(batch.rows.tolist(), batch.ids, texts, strict=True)
     model.train(was_training)
     if accelerator.num_processes > 1:
         found = gather_object(found)
     return {id_: text for _, id_, text in sorted(found)}
 
 
+def by_length(collator: Collator) -> np.ndarray:
+    """All rows of a split [n], those with the most tokens first; equal ones in the order of the split."""
+    lengths: list[int] = []
+    for chunk in collator.table.iter(batch_size=4096):
+        texts = [collator.task.config.prompt + text for text in chunk["text"]]
+        lengths += map(len, collator.tokenizer(texts).input_ids)
+    return np.argsort(-np.array(lengths, dtype=np.int64), kind="stable")
+
+
 def texts_of(model: VLSeq2Seq, task: Task, tokenizer, batch: Batch) -> list[str]:
     """What the model writes for each row of a batch, decoded as the task says."""
-    if task.decoding.kind != "choice":
-        return tokenizer.batch_decode(model.generate(batch, task.decoding), skip_special_tokens=True)
-    chosen = model.choose(batch, choice_ids(task, tokenizer))
-    return [task.decoding.choices[index] for index in chosen.tolist()]
-
-
-def choice_ids(task: Task, tokenizer) -> list[int]:
-    """First token of each of a task's choices, without special tokens and leading blank.
-
-    Raises:
-        InputError: if there are fewer than two choices or two of them start with the same token.
-    """
-    choices = task.decoding.choices
-    ids = [tokenizer(choice, add_special_tokens=False).input_ids[:1] for choice in choices]
-    if len(choices) < 2 or any(not first for first in ids) or len({first[0] for first in ids}) < len(choices):
-        raise InputError(
-            f"tasks.{task.name}.decoding.choices: {choices} cannot be told apart by their first token {ids}; give at "
-            f"least two choices that start differently, or use decoding.kind=greedy"
-        )
-    return [first[0] for first in ids]
+    decoding = task.decoding
+    if decoding.kind == "choice":
+        chosen = model.choose(batch, choice_ids(task, tokenizer))
+        return [decoding.choices[index] for index in chosen.tolist()]
+    if decoding.kind == "rank":
+        answers, tokens = candidates(task, tokenizer)
+        return [answers[index] for index in rank(model, batch, tokens)[0].tolist()]
+    return tokenizer.batch_decode(model.generate(batch, decoding), skip_special_tokens=True)
 
 
 def rows_of(collator: Collator, predictions: Mapping[str, str]) -> Iterator[dict]:

@@ -17,6 +17,7 @@ DECODING = {
     "greedy": LENGTHS,
     "beam": ("num_beams", *LENGTHS, "length_penalty", "early_stopping"),
     "choice": ("choices",),
+    "rank": ("choices", "choices_file", "rank_by"),
 }
 """Settings that play a part, by kind of decoding."""
 

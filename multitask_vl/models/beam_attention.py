@@ -1,8 +1,8 @@
 """How do the beams of an example attend to one copy of its encoder's keys and values?
 
 The library repeats an example's encoder states for each beam. Here the keys and values of cross-attention have one row
-an example, and the queries of its beams, one token each, stand side by side on the query axis, where the kernel takes
-any number. Registered at the library's public doors for attention functions and their masks.
+an example, and the queries of its beams stand side by side on the query axis, where the kernel takes any number: in
+cross-attention every query sees the same. Registered at the library's public doors for attention functions and masks.
 """
 
 from __future__ import annotations
@@ -30,24 +30,24 @@ def attend(
     """The library's ``sdpa``, where K rows of ``query`` may share a row of ``key`` and ``value``.
 
     Args:
-        query: [B * K, H, T, D], the K beams of an example side by side; T is 1 where K is more than 1.
+        query: [B * K, H, T, D], the K rows of an example side by side.
         key, value: [B, H, S, D].
-        attention_mask: [B, 1, T, S] or None.
+        attention_mask: [B, 1, T, S] or None. Where K is more than 1, what may be seen does not depend on the time T.
 
     Returns:
         [B * K, T, H, D], and None.
     """
-    rows, beams = len(key), len(query) // len(key)
-    if beams == 1:
+    rows, length = len(key), query.shape[2]
+    times = len(query) // rows
+    if times == 1:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    if query.shape[2] != 1:
-        raise ValueError(f"beams share keys for one token at a time, not for {query.shape[2]}")
-    folded = query.squeeze(2).unflatten(0, (rows, beams)).transpose(1, 2)
-    # several queries, but of one time: nothing among them is causal
-    attended, weights = sdpa_attention_forward(
-        module, folded, key, value, attention_mask, **kwargs | {"is_causal": False}
-    )
-    return attended.flatten(0, 1).unsqueeze(1), weights
+    folded = query.unflatten(0, (rows, times)).transpose(1, 2).flatten(2, 3)
+    mask = attention_mask if attention_mask is None else attention_mask[:, :, :1]
+    if kwargs.get("position_bias") is not None:
+        # T5's, which is zero in cross-attention, but has a row for each time
+        kwargs["position_bias"] = kwargs["position_bias"][:, :, :1]
+    attended, weights = sdpa_attention_forward(module, folded, key, value, mask, **kwargs | {"is_causal": False})
+    return attended.unflatten(1, (times, length)).flatten(0, 1), weights
 
 
 AttentionInterface.register(SHARED, attend)

@@ -1,14 +1,15 @@
 """How is text generated without doing anything twice: the library's `generate`, given only the rows that need work.
 
 Hooks for the length of one call stand around the language model. What comes in is cut to what must be computed: in the
-first step one row an example, since its beams are still the same; later the beams of examples that are not finished.
-What goes out is spread over all rows again, so the library's loop sees what it always sees. The encoder's states, and the
-keys and values that cross-attention makes of them, have one row an example throughout (`beam_attention`).
+first step one row an example, since its beams are still the same; later the beams of examples that are not finished;
+in the last step, where an end is forced, next to nothing. What goes out is spread over all rows again, so that the
+library's loop sees what it always sees. The encoder's states, and what cross-attention makes of them, have one row an
+example throughout (`beam_attention`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +19,8 @@ from transformers import (
     DynamicCache,
     EncoderDecoderCache,
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
     PreTrainedModel,
     StoppingCriteria,
     StoppingCriteriaList,
@@ -35,6 +38,7 @@ def generate(
     states: torch.Tensor,
     kinds: torch.Tensor,
     settings: GenerationConfig,
+    processors: Sequence[LogitsProcessor] = (),
     share: bool = True,
 ) -> torch.Tensor:
     """Token ids [B, T] of the best beam, the start token included; call it while a task is running.
@@ -42,45 +46,68 @@ def generate(
     Args:
         decoder: the decoder stack of ``lm``, with `Context.door` on it.
         states, kinds: what `Encoded` holds.
+        processors: see the scores of the next token before a token is chosen, as the library's `LogitsProcessor` does.
         share: False for the library's way alone, which is the same function of the same numbers.
     """
-    if not share or lm.config._attn_implementation != beam_attention.KERNEL:
+    if not (share and can_share(lm)):
         # a fresh container: the library repeats its rows per beam in place
         encoded = BaseModelOutput(last_hidden_state=states)
-        return lm.generate(encoder_outputs=encoded, attention_mask=kinds, generation_config=settings)
-    rows = _Rows(states, kinds, settings, DynamicCache(config=lm.config.get_text_config(decoder=True)))
-    with _around(lm, decoder, rows, context):
         return lm.generate(
-            # only the number of rows is read, and a copy of it made for each beam: `_Rows` has the states
-            encoder_outputs=BaseModelOutput(last_hidden_state=states[:, :1, :1]),
-            attention_mask=kinds[:, :1],
-            cache=rows.cache,
-            stopping_criteria=StoppingCriteriaList([rows.ending]),
+            encoder_outputs=encoded,
+            attention_mask=kinds,
+            logits_processor=LogitsProcessorList(processors),
             generation_config=settings,
         )
+    rows = _Rows(states, kinds, settings, DynamicCache(config=lm.config.get_text_config(decoder=True)))
+    handles = [
+        lm.register_forward_pre_hook(lambda _, args, kwargs: (args, rows.cut(kwargs)), with_kwargs=True),
+        lm.register_forward_hook(lambda _, args, output: rows.spread(output)),
+    ]
+    try:
+        with sharing(lm, decoder, context):
+            return lm.generate(
+                # only the number of rows is read of it, and a copy made for each beam: `_Rows` has the states
+                encoder_outputs=BaseModelOutput(last_hidden_state=states[:, :1, :1]),
+                attention_mask=kinds[:, :1],
+                cache=rows.cache,
+                stopping_criteria=StoppingCriteriaList([rows.ending]),
+                logits_processor=LogitsProcessorList(processors),
+                generation_config=settings,
+            )
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
-def _around(lm: PreTrainedModel, decoder: nn.Module, rows: _Rows, context: Context) -> Iterator[None]:
-    def spread_x_r(stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        # after the door, which has set an x_R of one row for each row of the encoder's states
-        beams = len(kwargs["input_ids"]) // len(kwargs["encoder_hidden_states"])
-        if beams > 1 and context.wanted:
-            x_r, valid = context.x_r("decoder")
-            context.put("decoder", *(each if each is None else each.repeat_interleave(beams, 0) for each in (x_r, valid)))
+def sharing(lm: PreTrainedModel, decoder: nn.Module, context: Context) -> Iterator[None]:
+    """While this runs, the decoder takes several rows for a row of the encoder: they share its keys, values and x_R.
 
-    handles = [
-        lm.register_forward_pre_hook(lambda _, args, kwargs: (args, rows.cut(kwargs)), with_kwargs=True),
-        decoder.register_forward_pre_hook(spread_x_r, with_kwargs=True),
-        lm.register_forward_hook(lambda _, args, output: rows.spread(output)),
-    ]
+    Args:
+        lm: attends by `beam_attention.KERNEL`.
+        decoder: its decoder stack, with `Context.door` on it.
+    """
+
+    def spread_x_r(stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        # behind the door, which has set an x_R for each row of the encoder's states
+        times = len(kwargs["input_ids"]) // len(kwargs["encoder_hidden_states"])
+        if times > 1 and context.wanted:
+            x_r, valid = context.x_r("decoder")
+            valid = None if valid is None else valid.repeat_interleave(times, 0)
+            context.put("decoder", x_r.repeat_interleave(times, 0), valid)
+
+    handle = decoder.register_forward_pre_hook(spread_x_r, with_kwargs=True)
     lm.set_attn_implementation(beam_attention.SHARED)
     try:
         yield
     finally:
         lm.set_attn_implementation(beam_attention.KERNEL)
-        for handle in handles:
-            handle.remove()
+        handle.remove()
+
+
+def can_share(lm: PreTrainedModel) -> bool:
+    """Whether `sharing` is for this model; otherwise the library's own way gives the same results, slower."""
+    return lm.config._attn_implementation == beam_attention.KERNEL
 
 
 class _Rows:
@@ -97,7 +124,7 @@ class _Rows:
     def __init__(
         self, states: torch.Tensor, kinds: torch.Tensor, settings: GenerationConfig, self_attention: DynamicCache
     ):
-        self.states, self.kinds = states, kinds
+        self.states, self.kinds, self.settings = states, kinds, settings
         self.examples, self.beams = len(states), settings.num_beams
         self.held = torch.arange(self.examples, device=states.device)
         self.width = 1
@@ -124,8 +151,9 @@ class _Rows:
     def _next_rows(self) -> torch.Tensor:
         """The library's rows to compute next, with everything that is held put into their order."""
         open_ = (~self.ending.finished[self.held]).nonzero().flatten()
-        if not len(open_):
-            # processes that share the weights' shards step together until the last one has finished
+        if not len(open_) or self._end_is_forced():
+            # nobody looks at what comes out: one example stands for all. (None is left where processes that share the
+            # weights' shards step on together until the last of them has finished.)
             open_ = open_.new_zeros(1)
         where = self.place.new_zeros(self.examples)
         where[self.held] = torch.arange(len(self.held), device=where.device)
@@ -142,6 +170,11 @@ class _Rows:
         self.place = self.place.new_zeros(len(self.place))
         self.place[rows] = torch.arange(len(rows), device=where.device)
         return rows
+
+    def _end_is_forced(self) -> bool:
+        """Whether the next token is the end whatever the language model says."""
+        length = self.cache.get_seq_length() + 1
+        return self.settings.forced_eos_token_id is not None and length == self.settings.max_length - 1
 
 
 class _Cache(EncoderDecoderCache):

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from pydantic import field_validator
 
-from multitask_vl.config.schema import DecodingConfig, Positive, TaskConfig
+from multitask_vl.config.schema import DecodingConfig, DecodingKind, Positive, TaskConfig
 from multitask_vl.metrics.bootstrap import Interval, interval_of_mean
 from multitask_vl.metrics.caption import SCORERS, CaptionScores, caption_scores, lacking
 from multitask_vl.metrics.caption_words import words
@@ -52,7 +52,7 @@ class CaptionSplit(SplitConfig):
 class CaptionDecoding(DecodingConfig):
     """Five beams."""
 
-    kind: Literal["greedy", "beam", "choice"] = "beam"
+    kind: DecodingKind = "beam"
     num_beams: Positive = 5
     max_length: Positive = 40
 

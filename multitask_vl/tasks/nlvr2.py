@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field
 
-from multitask_vl.config.schema import DecodingConfig, TaskConfig
+from multitask_vl.config.schema import DecodingConfig, DecodingKind, TaskConfig
 from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError
 from multitask_vl.metrics.bootstrap import Interval, interval_of_mean
@@ -41,7 +41,7 @@ class NLVR2Split(SplitConfig):
 class NLVR2Decoding(DecodingConfig):
     """The first choice wins a tie, so a tie means false."""
 
-    kind: Literal["greedy", "beam", "choice"] = "choice"
+    kind: DecodingKind = "choice"
     choices: tuple[str, ...] = ("false", "true")
 
 

@@ -18,7 +18,7 @@ from multitask_vl.data.feature_store import FeatureStore, check_manifest
 from multitask_vl.data.open_store import open_store
 from multitask_vl.data.text_lengths import too_long
 from multitask_vl.errors import InputError
-from multitask_vl.evaluation.predict import choice_ids
+from multitask_vl.evaluation.candidates import candidates, choice_ids
 from multitask_vl.models.build import load_tokenizer
 from multitask_vl.tasks.base import Task
 from multitask_vl.tasks.build import build_tasks
@@ -179,6 +179,8 @@ def _scoring(needs: Needs, config: Config, task: Task, splits: list[str]) -> Non
     finding = needs.finding(f"{task.name} scores")
     if task.decoding.kind == "choice" and needs.tokenizer is not None:
         finding.look(lambda: choice_ids(task, needs.tokenizer), lambda _: "")
+    if task.decoding.kind == "rank" and needs.tokenizer is not None:
+        finding.look(lambda: candidates(task, needs.tokenizer), lambda found: f"{len(found[0]):,} answers to rank")
     tokenizer = config.evaluation.caption_tokenizer
     remarks = finding.look(lambda: task.check_scoring(caption_tokenizer=tokenizer), lambda _: task.headline)
     finding.remarks += [f"task {task.name}: {remark}" for remark in remarks or []]
