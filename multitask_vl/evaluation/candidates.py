@@ -35,13 +35,14 @@ def candidates(task: Task, tokenizer: PreTrainedTokenizerBase) -> tuple[list[str
     """
     decoding, where = task.decoding, f"tasks.{task.name}.decoding"
     answers = list(decoding.choices) if decoding.choices_file is None else _in_file(task)
-    seen: dict[tuple[int, ...], str] = {}
+    seen: set[tuple[int, ...]] = set()
     problems = (
         [] if len(answers) > 1 else [f"{where}: kind is rank, but there is {len(answers)} answer to choose among"]
     )
     for answer, ids in zip(answers, tokenizer(answers).input_ids if answers else [], strict=True):
-        if seen.setdefault(tuple(ids), answer) is not answer:
+        if tuple(ids) in seen:
             problems.append(f"{where}: {answer!r} stands among the answers twice, or is the same tokens as another one")
+        seen.add(tuple(ids))
     if problems:
         raise InputError(problems)
     tokens = tokenizer(answers, padding=True, return_tensors="pt")

@@ -7,20 +7,17 @@ from contextlib import contextmanager
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
 from torch import nn
-
-_SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED)
 
 
 @contextmanager
 def predicting_in(model: nn.Module, accelerator: Accelerator, bf16_weights: bool) -> Iterator[None]:
     """Run the body in the precision of training.
 
-    Under bf16, and where no process shards the weights, all of them are bf16 for as long as the body runs, and autocast
-    is off: it would cast what is trained anew at every token, and go back to float32 at every norm.
+    Under bf16 all weights are bf16 for as long as the body runs, and autocast is off: it would cast what is trained
+    anew at every token, and go back to float32 at every norm.
     """
-    if accelerator.mixed_precision == "bf16" and bf16_weights and accelerator.distributed_type not in _SHARDED:
+    if accelerator.mixed_precision == "bf16" and bf16_weights:
         with _all_bf16(model):
             yield
     else:

@@ -59,7 +59,7 @@ def rank(
         labels, lengths = (one.to(encoded.states.device) for one in (candidates.labels, candidates.lengths()))
         divisor = lengths.float() if candidates.by == "mean" else torch.ones_like(lengths, dtype=torch.float)
         bounds = _bounds(model, encoded, labels, candidates.shared()) / divisor
-        order = bounds.argsort(1, descending=True, stable=True)
+        order = bounds.argsort(dim=1, descending=True, stable=True)
         best = bounds.new_full((len(bounds),), -torch.inf)
         chosen, rows = order.new_zeros(len(bounds)), torch.arange(len(bounds), device=bounds.device)
         for start in range(0, len(labels), at_once):
