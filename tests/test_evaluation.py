@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from datasets import Dataset
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -81,7 +82,7 @@ def test_rows_are_taken_by_their_tokens_the_longest_first():
     ids=lambda one: one.kind,
 )
 def test_the_size_of_a_batch_and_the_order_of_rows_change_nothing(decoding):
-    model, one = shaken(tiny_model("adapter", {"function": "mul"})), collator(decoding)
+    model, one = shaken(tiny_model("full")), collator(decoding)
     accelerator = Accelerator(cpu=True)
     expected = predict(model, one, 1, accelerator)
     assert list(expected) == [f"q{i}" for i in range(11)]
@@ -135,10 +136,14 @@ def test_of_equals_the_first_wins_and_few_candidates_are_computed():
     assert rank(model, batch, Candidates(labels), 8)[0].tolist() == [0, 0]
     assert sum(rows) == 2 + 2 * 40, "ties have all to be looked at"
     rows.clear()
-    model.lm.lm_head.weight.data[11:50] = -20 * model.lm.lm_head.weight[10]
-    chosen = rank(model, batch, Candidates(labels), 8)[0].tolist()
-    assert sum(rows) < 2 + 2 * 40
-    assert len(chosen) == 2
+    model = shaken(tiny_model("full"))
+    model.lm.lm_head.weight.data *= 20  # it is sure of what it says
+    model.lm.model.decoder.register_forward_pre_hook(
+        lambda _, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    chosen = rank(model, batch, Candidates(labels), 2)[0]
+    assert sum(rows) < 2 + 2 * 20
+    assert chosen.tolist() == rank(model, batch, Candidates(labels), 40)[0].tolist()
 
 
 def test_candidates_come_from_a_list_or_a_file(tmp_path):
@@ -167,8 +172,8 @@ def test_candidates_come_from_a_list_or_a_file(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bf16_weights_are_for_predictions_alone(family):
     model, one = shaken(tiny_model("adapter", family=family)), collator(DecodingConfig(max_length=5))
-    accelerator = Accelerator(cpu=True)
-    accelerator.state._mixed_precision = "bf16"
+    AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = Accelerator(cpu=True, mixed_precision="bf16")
     before = {name: (id(value), value.clone()) for name, value in model.state_dict(keep_vars=True).items()}
     accumulators = [value.expand_as(value).grad_fn.next_functions[0][0] for value in model.trainable().values()]
     with predicting_in(model, accelerator, bf16_weights=True):
@@ -187,6 +192,7 @@ def test_bf16_weights_are_for_predictions_alone(family):
     after = [value.expand_as(value).grad_fn.next_functions[0][0] for value in model.trainable().values()]
     assert after == accumulators
     assert EvaluationConfig().bf16_weights
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def test_a_slow_scorer_keeps_nobody_waiting_too_long():
