@@ -24,7 +24,8 @@ from multitask_vl.errors import InputError
 from multitask_vl.evaluation.candidates import candidates
 from multitask_vl.evaluation.precision import predicting_in
 from multitask_vl.evaluation.predict import by_length, predict
-from multitask_vl.models.ranking import IGNORED, Candidates, rank
+from multitask_vl.models.ranking import Candidates, rank
+from multitask_vl.models.token_loss import IGNORED
 from multitask_vl.registry import TASKS
 from tests import tiny_run
 from tests.tiny_models import FAMILIES, padded, shaken, tiny_batch, tiny_model
