@@ -11,6 +11,8 @@ from multitask_vl.config.images import ClipConfig, FeaturesConfig, VisualConfig
 from multitask_vl.config.section import Beta, Positive, Section, Share
 from multitask_vl.registry import METHODS, TASKS, Registry
 
+DecodingKind = Literal["greedy", "beam", "choice", "rank"]
+
 
 class BackboneConfig(Section):
     """The language model that reads text and grid cells and writes the answer."""
