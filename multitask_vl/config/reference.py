@@ -25,7 +25,7 @@ HEAD = f"""\
 # Every key of a configuration
 
 Written by `{COMMAND}`
-from `multitask_vl/config/schema.py` and the files of tasks and methods: change a key there. A key that is not on this
+from `multitask_vl/config/` and the files of tasks and methods: change a key there. A key that is not on this
 page is an error, and so is a value of another type; both are told with file and line.
 
 A YAML holds sections; `compose: [base.yaml, ...]` lays it over other files, a later one over an earlier. On the command
