@@ -3,35 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
+from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
+from multitask_vl.config.section import Beta, Positive, Section, Share, Url
 from multitask_vl.registry import METHODS, TASKS, Registry
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration in which an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _no_truth_value_as_number(cls, value: Any, info: ValidationInfo) -> Any:
-        # Pydantic reads true as 1; in a YAML it is a slip of the author.
-        if isinstance(value, bool) and not _takes_bool(cls.model_fields[info.field_name].annotation):
-            raise ValueError("a truth value cannot stand here")
-        return value
-
-
-def _takes_bool(annotation: Any) -> bool:
-    return annotation in (bool, Any) or isinstance(annotation, bool) or any(map(_takes_bool, get_args(annotation)))
-
-
-Positive = Annotated[int, Field(gt=0)]
-Url = Annotated[str, Field(pattern=r"^[a-z][a-z0-9+.:-]*://")]
-Share = Annotated[float, Field(ge=0, le=1)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class BackboneConfig(Section):
@@ -193,6 +170,15 @@ class MixingConfig(Section):
     """For `temperature`: 1 is proportional, large is uniform."""
 
 
+class KeepBestConfig(Section):
+    """Checkpoints that stay because nothing scored higher so far, however old they are."""
+
+    metrics: Annotated[list[str], Field(min_length=1)] = ["average"]
+    """Names of tasks, by their headline scores, and `average`: of all tasks that the split scores."""
+    split: str = "tune"
+    """One of `evaluation.during`."""
+
+
 class TrainingConfig(Section):
     """The loop: how long, how fast, how safe."""
 
@@ -239,8 +225,15 @@ class TrainingConfig(Section):
     """Steps between checkpoints. None: only at the end."""
     keep_checkpoints: Positive = 2
     """How many of the newest checkpoints stay."""
+    keep_best: KeepBestConfig | None = None
+    """Also keep the best ones by some scores: `checkpoints/best-average` and so on, told in `checkpoints/best.json`."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What happens where a loss or a gradient is not finite: the run stops, or the step is left out and told."""
+    max_skips: Positive = 10
+    """For `skip`: so many steps left out in a row end the run."""
     resume: str | None = None
-    """`auto`: go on from the newest checkpoint of run_dir; or the path of one. None: run_dir must not exist."""
+    """`auto`: go on from the newest whole checkpoint of run_dir, or start where there is none. The path of one: go on
+    from it; later ones in run_dir are removed. None: run_dir must not hold a run."""
 
     @model_validator(mode="before")
     @classmethod
