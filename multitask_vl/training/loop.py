@@ -34,7 +34,6 @@ from multitask_vl.training.resume import claim_run_folder, what_changes_bits, wh
 from multitask_vl.training.setup import Run, make_accelerator, prepare
 from multitask_vl.training.tracking import Metrics, Progress, start_trackers
 
-
 GO_ON = "the same command with --resume auto goes on"
 
 

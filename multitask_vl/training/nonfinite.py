@@ -66,15 +66,20 @@ def is_finite(loss: float, norm: float, accelerator: Accelerator) -> bool:
     return math.isfinite(loss) and (math.isfinite(norm) or accelerator.scaler is not None)
 
 
-def guilty_ids(batch: Batch, losses: Sequence[torch.Tensor], counted: bool, accelerator: Accelerator) -> list[str]:
+def guilty_ids(
+    pieces: Sequence[Batch], losses: Sequence[torch.Tensor], counted: bool, accelerator: Accelerator
+) -> list[str]:
     """Examples of a step whose loss is not finite, over all processes; called on every one of them. [] if all are.
 
     Args:
-        losses: per-token losses [b, T] of the micro-batches of this process's ``batch``, in order.
+        pieces: micro-batches of this process.
+        losses: per-token losses [b, T] of each of them.
         counted: whether this process's rows are of the step at all.
     """
+    ids = [id_ for piece in pieces for id_ in piece.ids]
     bad = torch.cat([~torch.isfinite(piece).all(1) for piece in losses]).tolist()
-    return gather_object([id_ for id_, is_bad in zip(batch.ids, bad, strict=True) if is_bad and counted])
+    found = [id_ for id_, is_bad in zip(ids, bad, strict=True) if is_bad and counted]
+    return gather_object(found) if accelerator.num_processes > 1 else found
 
 
 def told(draw: Draw, loss: float, norm: float, ids: Sequence[str]) -> str:
