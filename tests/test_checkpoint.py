@@ -3,11 +3,12 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 
 from multitask_vl.config.schema import TrainingConfig
+from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError
 from multitask_vl.training import checkpoint
 from multitask_vl.training.optim import build_optimizer
@@ -30,8 +31,8 @@ def save(folder, step, named, optimizer, keep=2, best=(), **record):
     """A checkpoint of these tensors, and what a run does after it."""
 
     def write_adapter(inner):
-        inner.mkdir()
-        save_file({name: one.detach() for name, one in named.items()}, inner / "adapter_model.safetensors")
+        weights = {name: one.detach() for name, one in named.items()}
+        write_whole(inner / "adapter_model.safetensors", safetensors.torch.save(weights))
 
     written = checkpoint.save(folder, step, write_adapter, named, optimizer, record)
     checkpoint.drop_old(folder, keep, best)
