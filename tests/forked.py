@@ -6,6 +6,7 @@ What is to happen to a start (a signal, a death inside a write, a loss that is n
 from __future__ import annotations
 
 import errno
+import functools
 import json
 import multiprocessing
 import os
@@ -26,8 +27,11 @@ import multitask_vl.training.loop  # noqa: F401
 from multitask_vl.data.collate import Collator
 from multitask_vl.models.seq2seq import VLSeq2Seq
 from multitask_vl.registry import BACKBONES, METHODS, ROUTING, TASKS
+from multitask_vl.training import record
 from tests import tiny_run
 
+record.packages = functools.cache(record.packages)  # what is installed stays so from one start to the next
+record.packages()
 for registry in (TASKS, METHODS, ROUTING, BACKBONES):
     registry.names()  # imports what is registered
 DISK = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.fsync"}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -56,29 +56,43 @@ class Keeper:
         Raises:
             InputError: on every process, if the main one could not write it.
         """
-        config, accelerator, problems = self.run.config, self.accelerator, [None]
-        if accelerator.is_main_process:
-            record = {"config": config.model_dump(mode="json"), **machine(accelerator, config), **counted}
-            if accelerator.scaler is not None:
-                record["scaler"] = accelerator.scaler.state_dict()
+        config, accelerator = self.run.config, self.accelerator
+        record = {"config": config.model_dump(mode="json"), **machine(accelerator, config), **counted}
+        if accelerator.scaler is not None:
+            record["scaler"] = accelerator.scaler.state_dict()
 
-            def write_adapter(folder: Path) -> None:
-                save_adapter(self.run.model, folder, config, self.facts(step))
+        def write_adapter(folder: Path) -> None:
+            save_adapter(self.run.model, folder, config, self.facts(step))
 
-            try:
-                checkpoint.save(self.folder, step, write_adapter, self.parameters, self.optimizer, record)
-                self._drop_old()
-            except InputError as error:
-                problems = [error.problems]
-        broadcast_object_list(problems)
-        if problems[0]:
-            raise InputError(problems[0])
+        def write() -> None:
+            checkpoint.save(self.folder, step, write_adapter, self.parameters, self.optimizer, record)
+            self._drop_old()
+
+        self._on_main(write)
         return self.folder / f"{checkpoint.PREFIX}{step:08d}"
 
     def note_best(self) -> None:
-        """After an evaluation: find the best checkpoints anew, and delete those that need not stay any more."""
+        """After an evaluation: find the best checkpoints anew, and delete those that need not stay any more.
+
+        Raises:
+            InputError: as by `save`.
+        """
+        self._on_main(self._drop_old)
+
+    def _on_main(self, act: Callable[[], None]) -> None:
+        """Have the main process do something, and every process end if it cannot, so that none waits for it."""
+        problems: list[list[str] | None] = [None]
         if self.accelerator.is_main_process:
-            self._drop_old()
+            try:
+                act()
+            except InputError as error:
+                problems = [error.problems]
+            except OSError as error:
+                why = f"{error.filename or self.folder}: {error.strerror}"
+                problems = [[f"{why}. Mend that, and start the same command with training.resume=auto"]]
+        broadcast_object_list(problems)
+        if problems[0]:
+            raise InputError(problems[0])
 
     def _drop_old(self) -> None:
         settings = self.run.config.training

@@ -316,7 +316,8 @@ def _finish(
         trainable, everything = run.model.parameter_counts()
         counts = {"trainable": trainable, "total": everything}
         add_scores(config.run_dir / "adapter", results)
-        keeper.note_best()
+    keeper.note_best()
+    if accelerator.is_main_process:
         write_json(config.run_dir / "scores.json", {"step": total, "splits": results, "parameters": counts})
     accelerator.wait_for_everyone()
     return results

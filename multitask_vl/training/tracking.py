@@ -81,7 +81,7 @@ class Progress:
         self.bar.close()
 
 
-def start_trackers(accelerator: Accelerator, config: Config, after_step: int) -> None:
+def start_trackers(accelerator: Accelerator, config: Config, after_step: int = 0) -> None:
     """Start the trackers the accelerator was made with; nested configuration becomes dotted keys.
 
     Args:
