@@ -23,8 +23,14 @@ def write_whole(path: Path, content: str | bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(writing, path)
+        sync(path.parent)
     finally:
         writing.unlink(missing_ok=True)
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Temporary files that `write_whole` left anywhere under ``folder`` because its process was killed."""
+    return sorted(path for path in Path(folder).rglob(".*.writing") if path.is_file() or path.is_symlink())
 
 
 def sync(path: Path) -> None:

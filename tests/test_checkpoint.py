@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import safetensors.torch
 import torch
 from safetensors import SafetensorError
 
 from multitask_vl.config.schema import TrainingConfig
+from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError
 from multitask_vl.training import checkpoint
 from multitask_vl.training.optim import build_optimizer
@@ -25,9 +27,21 @@ def trained(steps: int = 2, names=("a.weight", "a.bias", "idle")):
     return named, optimizer
 
 
+def save(folder, step, named, optimizer, keep=2, best=(), **record):
+    """A checkpoint of these tensors, and what a run does after it."""
+
+    def write_adapter(inner):
+        weights = {name: one.detach() for name, one in named.items()}
+        write_whole(inner / "adapter_model.safetensors", safetensors.torch.save(weights))
+
+    written = checkpoint.save(folder, step, write_adapter, named, optimizer, record)
+    checkpoint.drop_old(folder, keep, best)
+    return written
+
+
 def test_loading_gives_back_weights_and_moments_and_the_same_next_step(tmp_path):
     named, optimizer = trained()
-    checkpoint.save(tmp_path, 2, named, optimizer, {"note": "x"}, keep=2)
+    save(tmp_path, 2, named, optimizer, note="x")
     other, fresh = trained(steps=0)
     assert checkpoint.load(tmp_path / "step-00000002", other, fresh) == 2
     assert checkpoint.read_state(tmp_path / "step-00000002")["note"] == "x"
@@ -43,7 +57,7 @@ def test_loading_gives_back_weights_and_moments_and_the_same_next_step(tmp_path)
 def test_only_the_newest_are_kept_and_no_half_written_folder_stays(tmp_path):
     named, optimizer = trained()
     for step in (5, 10, 15):
-        checkpoint.save(tmp_path, step, named, optimizer, {}, keep=2)
+        save(tmp_path, step, named, optimizer)
     assert [path.name for path in checkpoint.steps(tmp_path)] == ["step-00000010", "step-00000015"]
     assert not list(tmp_path.glob(".writing*"))
 
@@ -51,8 +65,8 @@ def test_only_the_newest_are_kept_and_no_half_written_folder_stays(tmp_path):
 def test_a_damaged_newest_checkpoint_falls_back_and_says_so(tmp_path):
     named, optimizer = trained()
     for step in (5, 10):
-        checkpoint.save(tmp_path, step, named, optimizer, {}, keep=2)
-    weights = tmp_path / "step-00000010" / "weights.safetensors"
+        save(tmp_path, step, named, optimizer)
+    weights = tmp_path / "step-00000010" / "adapter" / "adapter_model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
@@ -69,7 +83,7 @@ def test_a_damaged_newest_checkpoint_falls_back_and_says_so(tmp_path):
 
 def test_other_tensors_are_refused_by_name(tmp_path):
     named, optimizer = trained()
-    checkpoint.save(tmp_path, 1, named, optimizer, {}, keep=1)
+    save(tmp_path, 1, named, optimizer)
     other, fresh = trained(names=("a.weight", "b.weight"))
     other["a.weight"] = torch.nn.Parameter(torch.zeros(4, 2))
     with pytest.raises(InputError) as caught:
@@ -82,14 +96,14 @@ def test_other_tensors_are_refused_by_name(tmp_path):
 
 def test_a_full_disk_is_told_and_leaves_the_last_good_one(tmp_path, monkeypatch):
     named, optimizer = trained()
-    checkpoint.save(tmp_path, 1, named, optimizer, {}, keep=2)
+    save(tmp_path, 1, named, optimizer)
 
     def no_room(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(checkpoint, "sync", no_room)
     with pytest.raises(InputError, match=r"No space left on device.*resume=auto"):
-        checkpoint.save(tmp_path, 2, named, optimizer, {}, keep=2)
+        save(tmp_path, 2, named, optimizer)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
     assert checkpoint.damage(tmp_path / "step-00000001") is None
 
@@ -103,24 +117,48 @@ def test_a_full_disk_inside_a_tensor_file_is_told_too(tmp_path, monkeypatch):
 
     monkeypatch.setattr(checkpoint, "save_file", no_room)
     with pytest.raises(InputError, match="No space left on device"):
-        checkpoint.save(tmp_path, 2, named, optimizer, {}, keep=2)
+        save(tmp_path, 2, named, optimizer)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"sha256": [], "step": 3}', '{"sha256": {}}', '{"step": 1}'])
 def test_a_malformed_record_is_damage(tmp_path, content):
     named, optimizer = trained()
-    good = checkpoint.save(tmp_path, 1, named, optimizer, {}, keep=2)
-    bad = checkpoint.save(tmp_path, 2, named, optimizer, {}, keep=2)
+    good = save(tmp_path, 1, named, optimizer)
+    bad = save(tmp_path, 2, named, optimizer)
     (bad / "state.json").write_text(content)
     assert checkpoint.newest_whole(tmp_path)[0] == good
 
 
-def test_going_back_to_an_older_checkpoint_keeps_what_is_then_written(tmp_path):
+def test_going_back_to_an_older_checkpoint_drops_the_later_ones_and_what_was_left_half_done(tmp_path):
+    """A death on the way must not find a checkpoint whose steps the metrics do not have."""
     named, optimizer = trained()
-    checkpoint.save(tmp_path, 9, named, optimizer, {}, keep=1)
-    written = checkpoint.save(tmp_path, 5, named, optimizer, {}, keep=1)
-    assert checkpoint.damage(written) is None
+    for step in (3, 5, 9):
+        save(tmp_path, step, named, optimizer, keep=3)
+    (tmp_path / ".writing-00000011" / "adapter").mkdir(parents=True)
+    (tmp_path / ".removing-step-00000001").mkdir()
+    assert checkpoint.drop_later(tmp_path, 3) == ["step-00000005", "step-00000009"]
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
+
+
+def test_the_best_stay_however_old_they_are(tmp_path):
+    named, optimizer = trained()
+    for step in (1, 2, 3, 4):
+        save(tmp_path, step, named, optimizer, keep=1, best={2})
+    assert [checkpoint.step_of(path) for path in checkpoint.steps(tmp_path)] == [2, 4]
+
+
+def test_checkpoints_of_older_versions_are_read(tmp_path):
+    """Their weights lay beside their moments."""
+    named, optimizer = trained()
+    old = save(tmp_path, 7, named, optimizer)
+    (old / "adapter" / "adapter_model.safetensors").rename(old / "weights.safetensors")
+    state = checkpoint.read_state(old)
+    state["sha256"]["weights.safetensors"] = state["sha256"].pop("adapter/adapter_model.safetensors")
+    (old / "state.json").write_text(json.dumps(state))
+    other, fresh = trained(steps=0)
+    assert checkpoint.load(old, other, fresh) == 7
+    assert torch.equal(other["a.weight"], named["a.weight"])
 
 
 def test_metrics_of_a_run_that_died_are_cut_to_its_checkpoint(tmp_path):

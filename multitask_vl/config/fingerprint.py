@@ -29,12 +29,16 @@ MAY_DIFFER = (
     "training.log_every",
     "training.checkpoint_every",
     "training.keep_checkpoints",
+    "training.keep_best*",
+    "training.on_nonfinite",
+    "training.max_skips",
     "training.workers",
     "training.micro_batch_size",
     "training.on_oom",
     "training.gradient_checkpointing",
 )
-"""Keys that a resumed run may change: they decide where things go, what is measured and how memory is used."""
+"""Keys that a resumed run may change: they decide where things go, what is measured and how memory is used;
+and what happens to a step that would have ended the run."""
 
 
 def fingerprint(config: Config | Mapping[str, Any]) -> str:

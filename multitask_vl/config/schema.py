@@ -127,6 +127,15 @@ class MixingConfig(Section):
     """For `temperature`: 1 is proportional, large is uniform."""
 
 
+class KeepBestConfig(Section):
+    """Checkpoints that stay because nothing scored higher so far, however old they are."""
+
+    metrics: Annotated[list[str], Field(min_length=1)] = ["average"]
+    """Names of tasks, by their headline scores, and `average`: of all tasks that the split scores."""
+    split: str = "tune"
+    """One of `evaluation.during`."""
+
+
 class TrainingConfig(Section):
     """The loop: how long, how fast, how safe."""
 
@@ -173,8 +182,15 @@ class TrainingConfig(Section):
     """Steps between checkpoints. None: only at the end."""
     keep_checkpoints: Positive = 2
     """How many of the newest checkpoints stay."""
+    keep_best: KeepBestConfig | None = None
+    """Also keep the best ones by some scores: `checkpoints/best-average` and so on, told in `checkpoints/best.json`."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What happens where a loss or a gradient is not finite: the run stops, or the step is left out and told."""
+    max_skips: Positive = 10
+    """For `skip`: so many steps left out in a row end the run."""
     resume: str | None = None
-    """`auto`: go on from the newest checkpoint of run_dir; or the path of one. None: run_dir must not exist."""
+    """`auto`: go on from the newest whole checkpoint of run_dir, or start where there is none. The path of one: go on
+    from it; later ones in run_dir are removed. None: run_dir must not hold a run."""
 
     @model_validator(mode="before")
     @classmethod

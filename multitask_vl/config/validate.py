@@ -39,6 +39,8 @@ def validate(tree: Node, problems: list[str]) -> Config | None:
     _check_backbone(tree, problems)
     _check_routing(tree, problems)
     _check_splits(tree, problems)
+    if config is not None:
+        _check_keep_best(config, tree, problems)
     return None if problems else config
 
 
@@ -164,6 +166,22 @@ def _check_splits(tree: Node, problems: list[str]) -> None:
                     f"{node.origin}: evaluation.{key}: no task has a split {node.value!r}"
                     f"{did_you_mean(node.value, known, 'splits')}"
                 )
+
+
+def _check_keep_best(config: Config, tree: Node, problems: list[str]) -> None:
+    """A score that is never taken on the way would never have a best."""
+    wanted, at = config.training.keep_best, ("training", "keep_best")
+    if wanted is None:
+        return
+    where, known = origin(tree, at), ["average", *config.tasks]
+    for name in wanted.metrics:
+        if name not in known:
+            problems.append(f"{where}: training.keep_best.metrics: got {name!r}{did_you_mean(name, known)}")
+    if wanted.split not in config.evaluation.during or config.evaluation.every_epochs is None:
+        problems.append(
+            f"{where}: training.keep_best.split: {wanted.split!r} is not scored on the way; put it into "
+            f"evaluation.during and set evaluation.every_epochs"
+        )
 
 
 def _child(node: Node | None, key: str) -> Node | None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import gc
 import math
 import time
+from dataclasses import asdict
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader, Dataset
 
 from multitask_vl.config import Loaded
-from multitask_vl.config.schema import Config
+from multitask_vl.config.schema import Config, TrainingConfig
 from multitask_vl.data.batch import Batch
 from multitask_vl.data.schedule import Draw, Schedule
 from multitask_vl.errors import InputError
@@ -20,24 +22,48 @@ from multitask_vl.evaluation.evaluate import evaluate
 from multitask_vl.methods.io import add_scores, save_adapter
 from multitask_vl.tasks.files import write_json
 from multitask_vl.training import checkpoint, memory
+from multitask_vl.training.best import splits_left
 from multitask_vl.training.clock import BETWEEN, StepClock, memory_mib
+from multitask_vl.training.interrupt import Interrupted, Interruption, shielded
+from multitask_vl.training.keeper import Keeper
 from multitask_vl.training.needs import TRAIN, splits_of
+from multitask_vl.training.nonfinite import Skips, guilty_ids, is_finite, told
 from multitask_vl.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
-from multitask_vl.training.record import Mixture, Record, features_of, revision
-from multitask_vl.training.resume import claim_run_folder, where_to_start
+from multitask_vl.training.record import Mixture, Record, features_of
+from multitask_vl.training.resume import claim_run_folder, what_changes_bits, where_to_start
 from multitask_vl.training.setup import Run, make_accelerator, prepare
 from multitask_vl.training.tracking import Metrics, Progress, start_trackers
 
+GO_ON = "the same command with --resume auto goes on"
 
-def train(loaded: Loaded) -> dict[str, dict]:
+
+def train(loaded: Loaded, interruption: Interruption | None = None) -> dict[str, dict]:
     """Train, evaluate and save one run; returns the final scores by split (on the main process).
 
     Every random draw is keyed by (seed, step), and the state after a step is weights, moments and the step's number. So
     a run that died and was started again with ``training.resume=auto`` has the same numbers as one that did not.
+
+    Raises:
+        Interrupted: a signal that ``interruption`` handles ended the run early; the state after the last step is saved.
     """
+    interruption = interruption or Interruption()
+    accelerator = make_accelerator(loaded.config)
+    try:
+        return _train(loaded, accelerator, interruption)
+    except InputError:
+        raise
+    except Exception as error:
+        if not interruption.asked:
+            raise
+        # a signal to a whole job ends the processes and programs that this one waits for, which looks like a failure
+        accelerator.end_training()
+        told = str(error) if isinstance(error, Interrupted) else f"stopped by {interruption.asked}"
+        raise Interrupted(f"{told}; {GO_ON}" if accelerator.is_main_process else "") from error
+
+
+def _train(loaded: Loaded, accelerator: Accelerator, interruption: Interruption) -> dict[str, dict]:
     config = loaded.config
     settings = config.training
-    accelerator = make_accelerator(config)
     start_from = where_to_start(config)
     run = prepare(config, accelerator, splits_of(config))
     model, schedule = run.model, run.schedule()
@@ -45,31 +71,42 @@ def train(loaded: Loaded) -> dict[str, dict]:
 
     parameters = model.trainable()
     optimizer = build_optimizer(parameters, settings)
-    done = checkpoint.load(start_from, parameters, optimizer) if start_from else 0
+    first = done = checkpoint.load(start_from, parameters, optimizer) if start_from else 0
     state = checkpoint.read_state(start_from) if start_from else {}
     sizes = memory.micro_batches(config, schedule.batch_sizes, accelerator.num_processes, state)
-    mixture = Mixture.so_far(schedule, state, done)
+    mixture, skips = Mixture.so_far(schedule, state, done), Skips.of(state)
+    if accelerator.scaler is not None and state.get("scaler"):
+        accelerator.scaler.load_state_dict(state["scaler"])
     if settings.gradient_checkpointing:
         model.enable_gradient_checkpointing()
     wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
-    claim_run_folder(loaded, accelerator)
+    progress = Progress(total, done, accelerator.is_main_process, config.tracking.line_every)
+    claim_run_folder(loaded, accelerator, done, progress.say)
     facts = {"seed": config.seed, "data": run.data(), "features": features_of(run.store)}
     record = Record(config.run_dir, accelerator, facts, done, total)
 
     metrics = Metrics(config.run_dir / "metrics.jsonl", after_step=done) if accelerator.is_main_process else None
-    progress = Progress(total, done, accelerator.is_main_process, config.tracking.line_every)
-    start_trackers(accelerator, config)
-    for remark in [*run.remarks, _summary(run, schedule, total, accelerator), *map(sizes.described, run.tasks)]:
+    keeper = Keeper(run, accelerator, optimizer, parameters)
+    keeper.note_best()
+    start_trackers(accelerator, config, after_step=done)
+    remarks = [*run.remarks, *what_changes_bits(state, accelerator, config)]
+    for remark in [*remarks, _summary(run, schedule, total, accelerator), *map(sizes.described, run.tasks)]:
         progress.say(remark)
 
     evaluate_every = _steps_between_evaluations(config, schedule)
     batches = _loader(run, schedule, done, total, accelerator)
+    interruption.waits = True
     wrapped.train()
     # where halving is allowed, gradients are averaged once every process knows that all of them are there
     apart = settings.on_oom == "halve" and accelerator.num_processes > 1
     clock = StepClock(accelerator.device)
     clock.enter("wait")
     for draw, batch in batches:
+        if evaluate_every and draw.step and draw.step % evaluate_every == 0:
+            clock.enter(BETWEEN)
+            _evaluate_during(run, accelerator, interruption, metrics, progress, draw.step, resumed=draw.step == first)
+            keeper.note_best()
+
         began = time.perf_counter()
         clock.count(batch)
         clock.enter("forward")
@@ -87,7 +124,9 @@ def train(loaded: Loaded) -> dict[str, dict]:
             torch.manual_seed(_seed(config.seed, draw.step, accelerator.process_index))
             pieces = batch.pieces(sizes.sizes[draw.task])
             try:
-                loss = memory.add_gradients(wrapped, task, pieces, counted, denominator, accelerator, clock, apart)
+                loss, losses = memory.add_gradients(
+                    wrapped, task, pieces, counted, denominator, accelerator, clock, apart
+                )
             except (RuntimeError, MemoryError) as error:
                 if not memory.is_out_of_memory(error):
                     raise
@@ -110,18 +149,30 @@ def train(loaded: Loaded) -> dict[str, dict]:
 
         accelerator.unscale_gradients(prepared_optimizer)
         norm = clip_gradients(parameters.values(), settings.clip_norm)
-        loss = float(accelerator.reduce(loss, "sum"))
-        if not math.isfinite(loss) or (not math.isfinite(norm) and accelerator.scaler is None):
-            raise InputError(_not_finite(draw, batch, loss, norm))
-        prepared_optimizer.step()
+        # whether a signal came to one of the processes goes with the loss, so that all of them stop after the same step
+        asked = loss.new_tensor(float(interruption.asked is not None))
+        loss, asked = accelerator.reduce(torch.stack([loss, asked]), "sum").tolist()
+        finite = is_finite(loss, norm, accelerator)
+        if finite or accelerator.scaler is not None:
+            prepared_optimizer.step()
         prepared_optimizer.zero_grad(set_to_none=True)
         done = draw.step + 1
-        mixture.add(draw)
         clock.enter(BETWEEN)
 
         rate = optimizer.param_groups[0]["lr"]
-        progress.advance(f"{draw.task} loss {loss:.3f}")
-        if done % settings.log_every == 0 or done == total:
+        if finite:
+            skips.taken()
+            mixture.add(draw)
+            progress.advance(f"{draw.task} loss {loss:.3f}")
+        else:
+            ids = guilty_ids(pieces, losses, counted, accelerator)
+            what = told(draw, loss, norm, ids)
+            skips.left_out(what, settings)
+            progress.say(f"{what}; the step is left out ({skips.total} of this run so far)")
+            progress.advance(f"{draw.task} left out")
+            if metrics:
+                metrics.add(step=done, task=draw.task, skipped=what, ids=ids)
+        if finite and (done % settings.log_every == 0 or done == total):
             took_s = round(time.perf_counter() - began, 4)
             processed = accelerator.reduce(torch.tensor([clock.tokens, clock.images], device=accelerator.device), "sum")
             spent = clock.read(processed) | memory_mib(accelerator.device) | {"left_s": progress.left_s()}
@@ -131,24 +182,17 @@ def train(loaded: Loaded) -> dict[str, dict]:
             values = {f"loss/{draw.task}": loss, "lr": rate, "grad_norm": norm}
             accelerator.log(values | {f"time/{name}": value for name, value in spent.items()}, step=done)
 
-        if evaluate_every and done % evaluate_every == 0 and done < total:
-            scores = _evaluate_during(run, accelerator, progress)
-            for split, result in scores.items():
-                values = _headlines(result)
-                metrics.add(step=done, split=split, scores=values)
-                accelerator.log({f"{split}/{name}": value for name, value in values.items()}, step=done)
-        if done == total or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
-            if accelerator.is_main_process:
-                kept = {"config": config.model_dump(mode="json"), "threads": torch.get_num_threads()}
-                kept |= {"mixture": mixture.counts, "halved": sizes.halved}
-                folder = config.run_dir / "checkpoints"
-                checkpoint.save(folder, done, parameters, optimizer, kept, settings.keep_checkpoints)
+        if asked or done == total or _to_be_saved(settings, done, evaluate_every):
+            saved = keeper.save(done, {"mixture": mixture.counts, "halved": sizes.halved, "skips": asdict(skips)})
             record.update(done, mixture)
-            accelerator.wait_for_everyone()
+        if asked:
+            interruption.asked = interruption.asked or "a signal to another process"
+            if done < total:
+                raise Interrupted(f"stopped by {interruption.asked} after step {done}, saved as {saved}")
         clock.enter("wait")
     progress.close()
 
-    results = _finish(run, accelerator, metrics, total, progress)
+    results = _finish(run, accelerator, interruption, metrics, keeper, total, progress)
     record.update(total, mixture, ended=True)
     accelerator.end_training()
     return results
@@ -173,6 +217,7 @@ class _Steps(Dataset):
 def keep_shared(worker: int) -> None:
     """Keep a worker's garbage collection off what it was forked with: looking at an object copies its page."""
     gc.freeze()
+    shielded()
 
 
 def _loader(run: Run, schedule: Schedule, done: int, total: int, accelerator: Accelerator) -> DataLoader:
@@ -209,21 +254,38 @@ def _summary(run: Run, schedule: Schedule, total: int, accelerator: Accelerator)
     )
 
 
-def _not_finite(draw: Draw, batch: Batch, loss: float, norm: float) -> str:
-    return (
-        f"step {draw.step}: loss {loss} and gradient norm {norm} on task {draw.task}, examples {batch.ids[:3]}... "
-        f"Lower training.lr or training.clip_norm, or look at these examples; go on from the last checkpoint with "
-        f"training.resume=auto"
-    )
+def _to_be_saved(settings: TrainingConfig, done: int, evaluate_every: int | None) -> bool:
+    """Also before every evaluation, whose score a checkpoint may be kept for and whose death is to cost no step."""
+    if settings.checkpoint_every and done % settings.checkpoint_every == 0:
+        return True
+    return bool(evaluate_every and done % evaluate_every == 0 and (settings.checkpoint_every or settings.keep_best))
 
 
-def _evaluate_during(run: Run, accelerator: Accelerator, progress: Progress) -> dict[str, dict]:
+def _evaluate_during(
+    run: Run,
+    accelerator: Accelerator,
+    interruption: Interruption,
+    metrics: Metrics | None,
+    progress: Progress,
+    step: int,
+    resumed: bool,
+) -> None:
+    """Score the splits of ``evaluation.during``; after a restart only those without a row in the metrics."""
     config = run.config.evaluation
-    splits = run.splits(config.during)
+    splits = {split: collators for split, collators in run.splits(config.during).items() if collators}
+    if resumed:
+        left = [splits_left(run.config.run_dir / "metrics.jsonl", step, list(splits))]
+        broadcast_object_list(left)
+        splits = {split: splits[split] for split in left[0]}
     if config.limit:
         splits = {split: [c.first(config.limit) for c in collators] for split, collators in splits.items()}
-    folder = run.config.run_dir / "during"
-    return evaluate(run.model, splits, folder, config, accelerator, progress.say)
+    with interruption.at_once():
+        folder = run.config.run_dir / "during"
+        scores = evaluate(run.model, splits, folder, config, accelerator, progress.say)
+    for split, result in scores.items():
+        values = _headlines(result)
+        metrics.add(step=step, split=split, scores=values)
+        accelerator.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
 
 
 def _headlines(result: dict) -> dict[str, float]:
@@ -231,13 +293,22 @@ def _headlines(result: dict) -> dict[str, float]:
     return {name: entry["value"] for name, entry in result["tasks"].items() if entry["value"] is not None}
 
 
-def _finish(run: Run, accelerator: Accelerator, metrics: Metrics | None, total: int, progress: Progress) -> dict:
+def _finish(
+    run: Run,
+    accelerator: Accelerator,
+    interruption: Interruption,
+    metrics: Metrics | None,
+    keeper: Keeper,
+    total: int,
+    progress: Progress,
+) -> dict:
     config = run.config
     splits = run.splits(list(dict.fromkeys([*config.evaluation.during, *config.evaluation.final])))
     if accelerator.is_main_process:
         # before hours of predicting; the card gets its scores afterwards
-        save_adapter(run.model, config.run_dir / "adapter", config, _facts(run, accelerator, total))
-    results = evaluate(run.model, splits, config.run_dir, config.evaluation, accelerator, progress.say)
+        save_adapter(run.model, config.run_dir / "adapter", config, keeper.facts(total))
+    with interruption.at_once():
+        results = evaluate(run.model, splits, config.run_dir, config.evaluation, accelerator, progress.say)
     if accelerator.is_main_process:
         for split, result in results.items():
             values = _headlines(result)
@@ -245,15 +316,8 @@ def _finish(run: Run, accelerator: Accelerator, metrics: Metrics | None, total: 
         trainable, everything = run.model.parameter_counts()
         counts = {"trainable": trainable, "total": everything}
         add_scores(config.run_dir / "adapter", results)
+    keeper.note_best()
+    if accelerator.is_main_process:
         write_json(config.run_dir / "scores.json", {"step": total, "splits": results, "parameters": counts})
     accelerator.wait_for_everyone()
     return results
-
-
-def _facts(run: Run, accelerator: Accelerator, total: int) -> dict[str, dict]:
-    """What the adapter's card tells of its training."""
-    keys = {"batch_size", "lr", "warmup_ratio", "optimizer", "weight_decay", "clip_norm"}
-    settings = {"mixing": run.config.mixing.strategy, **run.config.training.model_dump(mode="json", include=keys)}
-    machine = {"processes": accelerator.num_processes, "mixed_precision": accelerator.mixed_precision}
-    machine["code"] = revision()
-    return {"data": run.data(), "training": {"steps": total, **settings, **machine}}

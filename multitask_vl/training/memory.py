@@ -78,26 +78,31 @@ def add_gradients(
     accelerator: Accelerator,
     clock: StepClock,
     apart: bool,
-) -> torch.Tensor:
-    """Add the gradient of this process's share of a batch, piece by piece; returns its share of the loss.
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Add the gradient of this process's share of a batch, piece by piece.
 
     Args:
         pieces: the share, cut into micro-batches.
         counted: whether its rows count.
         denominator: of the global batch.
         apart: leave the averaging over processes to the caller.
+
+    Returns:
+        the share of the loss, and the losses per token [b, T] of each piece.
     """
-    loss = torch.zeros((), device=accelerator.device)
+    loss, all_losses = torch.zeros((), device=accelerator.device), []
     for i, piece in enumerate(pieces):
         with accelerator.no_sync(wrapped) if apart or i < len(pieces) - 1 else nullcontext():
             clock.enter("forward")
-            numerator, _ = task.reduce(wrapped(piece), piece.labels != -100, piece.weights)
+            losses = wrapped(piece)
+            numerator, _ = task.reduce(losses, piece.labels != -100, piece.weights)
             share = numerator * counted / denominator
             clock.enter("backward")
             # processes average their gradients, but these are shares of a sum
             accelerator.backward(share * accelerator.num_processes)
         loss += share.detach()
-    return loss
+        all_losses.append(losses.detach())
+    return loss, all_losses
 
 
 def everywhere(here: bool, accelerator: Accelerator) -> bool:

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
 from multitask_vl.config import Loaded, differences
+from multitask_vl.config.load import config_from
 from multitask_vl.config.schema import Config
+from multitask_vl.durable import unfinished
 from multitask_vl.errors import InputError
 from multitask_vl.training import checkpoint
 
 
-def claim_run_folder(loaded: Loaded, accelerator: Accelerator) -> None:
-    """Write ``resolved.yaml``: from here on the folder is this run's. Called when no input is left to be wrong."""
+def claim_run_folder(loaded: Loaded, accelerator: Accelerator, step: int, say: Callable[[str], None]) -> None:
+    """From here on the folder is this run's, as of ``step``: what a death left half done or beyond it is removed.
+
+    Called when no input is left to be wrong. Checkpoints go before the metrics are cut and scores before the settings
+    change, so that a death in between leaves nothing that the next start would take for whole.
+    """
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        loaded.write_resolved(loaded.config.run_dir / "resolved.yaml")
+        folder = loaded.config.run_dir
+        (folder / "scores.json").unlink(missing_ok=True)
+        gone = checkpoint.drop_later(folder / "checkpoints", step)
+        if gone:
+            say(f"going on after step {step}; removed, since their steps are taken again: {', '.join(gone)}")
+        for path in unfinished(folder):
+            path.unlink()
+        loaded.write_resolved(folder / "resolved.yaml")
 
 
 def where_to_start(config: Config) -> Path | None:
@@ -59,9 +74,42 @@ def where_to_start(config: Config) -> Path | None:
     made_by = checkpoint.read_state(found).get("config")
     if not isinstance(made_by, dict):
         raise InputError(f"training.resume: {found}/state.json holds no configuration; remove it: rm -r {found}")
-    changed = differences(made_by, config)
+    changed = differences(_completed(made_by, found), config)
     if changed:
         raise InputError(
             [f"training.resume: {found} was made by another configuration: {difference}" for difference in changed]
         )
     return found
+
+
+def what_changes_bits(state: Mapping[str, object], accelerator: Accelerator, config: Config) -> list[str]:
+    """Remarks on settings that keep the order of examples but not every bit: threads, processes, micro-batches.
+
+    Args:
+        state: as recorded with the checkpoint that the run goes on from.
+    """
+    now = machine(accelerator, config)
+    changed = [f"{key} {state[key]} before, {now[key]} now" for key in now if state.get(key, now[key]) != now[key]]
+    if not changed:
+        return []
+    return [
+        f"going on with {'; '.join(changed)}: the same examples in the same order, losses equal to rounding; where "
+        "dropout is on, its masks are others with other processes or micro-batches"
+    ]
+
+
+def machine(accelerator: Accelerator, config: Config) -> dict[str, object]:
+    """What a step's bits depend on beside the configuration that must not change."""
+    return {
+        "threads": torch.get_num_threads(),
+        "processes": accelerator.num_processes,
+        "micro_batch_size": config.training.micro_batch_size,
+    }
+
+
+def _completed(made_by: Mapping[str, object], found: Path) -> Config | Mapping[str, object]:
+    """The configuration of a checkpoint, with settings that came after it was written at their defaults."""
+    try:
+        return config_from(made_by, str(found / "state.json"))
+    except InputError:
+        return made_by  # comparing it tells what is no setting any more

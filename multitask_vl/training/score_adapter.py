@@ -7,13 +7,15 @@ from pathlib import Path
 from multitask_vl.config.schema import Config
 from multitask_vl.errors import InputError
 from multitask_vl.evaluation.evaluate import evaluate
-from multitask_vl.methods.io import load_adapter
+from multitask_vl.methods.io import find_adapter, load_adapter
 from multitask_vl.tasks.files import write_json
 from multitask_vl.training.setup import make_accelerator, prepare
 
 
 def score_adapter(config: Config, adapter: Path, out: Path, splits: list[str]) -> dict[str, dict]:
-    """Score ``splits`` with the adapter in folder ``adapter``; files go under ``out`` as in a run folder.
+    """Score ``splits`` with the adapter in folder ``adapter`` (also a run's or a checkpoint's).
+
+    Files go under ``out`` as in a run folder.
 
     Raises:
         InputError: the adapter does not fit the configuration, no task has one of the splits, or ``out`` holds scores.
@@ -26,7 +28,7 @@ def score_adapter(config: Config, adapter: Path, out: Path, splits: list[str]) -
     empty = [split for split, collators in run.splits(splits).items() if not collators]
     if empty:
         raise InputError(f"--split: no task has a split {', '.join(map(repr, empty))}")
-    load_adapter(run.model, adapter)
+    load_adapter(run.model, find_adapter(adapter))
     results = evaluate(run.model, run.splits(splits), out, config.evaluation, accelerator, accelerator.print)
     if accelerator.is_main_process:
         trainable, everything = run.model.parameter_counts()

@@ -81,8 +81,12 @@ class Progress:
         self.bar.close()
 
 
-def start_trackers(accelerator: Accelerator, config: Config) -> None:
-    """Start the trackers the accelerator was made with; nested configuration becomes dotted keys."""
+def start_trackers(accelerator: Accelerator, config: Config, after_step: int = 0) -> None:
+    """Start the trackers the accelerator was made with; nested configuration becomes dotted keys.
+
+    Args:
+        after_step: what TensorBoard was told of later steps is hidden; it belongs to a run that died past this one.
+    """
 
     def flat(prefix: str, value: object) -> dict[str, object]:
         if isinstance(value, Mapping):
@@ -90,4 +94,5 @@ def start_trackers(accelerator: Accelerator, config: Config) -> None:
         return {prefix[:-1]: value if isinstance(value, int | float | bool | str) else str(value)}
 
     settings = config.tracking
-    accelerator.init_trackers(settings.project, flat("", config.model_dump(mode="json")), settings.init)
+    hidden = {"tensorboard": {"purge_step": after_step + 1, **settings.init.get("tensorboard", {})}}
+    accelerator.init_trackers(settings.project, flat("", config.model_dump(mode="json")), settings.init | hidden)
