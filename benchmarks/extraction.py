@@ -79,15 +79,15 @@ def compare(folder: Path, arguments: argparse.Namespace) -> str:
     for precision, encoder in encoders.items():
         ways[f"bare trunk, {precision}, batch {arguments.batch}"] = bare(encoder, paths, arguments.batch)
         ways[f"ours, {precision}"] = ours(encoder, folder, arguments, precision)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    peaks: dict[str, float] = dict.fromkeys(ways, 0.0)
-    sizes: dict[str, int] = {}
     grid = next(iter(encoders.values())).manifest
     random = np.random.default_rng(0).standard_normal((arguments.images, grid.cells, grid.dim), "f4").astype("f2")
     ways["writing alone, published (float32)"] = write_per_image(random)
     ways["writing alone, ours"] = lambda out: write_store(
         out / "f.h5", grid, {f"{n:06d}": one for n, one in enumerate(random)}
     )
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    peaks: dict[str, float] = dict.fromkeys(ways, 0.0)
+    sizes: dict[str, int] = {}
     for turn in range(arguments.rounds + 1):
         for name, way in ways.items():
             with tempfile.TemporaryDirectory(dir=folder) as out, peak_memory() as peak:
