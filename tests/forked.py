@@ -207,7 +207,7 @@ def start(words: list[str], plan: Plan, processes: int = 1) -> list[BaseProcess]
     return started
 
 
-def ended(started: list[BaseProcess], within_s: float = 200) -> list[int]:
+def ended(started: list[BaseProcess], within_s: float = 280) -> list[int]:
     """Exit codes of processes once all have ended; a signal's is negative."""
     limit = time.monotonic() + within_s
     for process in started:

