@@ -56,7 +56,7 @@ def measure_step(folder: Path, questions: Path, tokenizer: Path, steps: int) -> 
         started = time.perf_counter()
         batch = next(batches)
         waits.append(time.perf_counter() - started)
-        total, count = task.reduce(run.model(batch), batch.labels != -100, batch.weights)
+        total, count = task.reduce(run.model(batch), *batch.to_reduce())
         (total / count).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -137,7 +137,7 @@ def test_every_recipe_trains(recipes):
             task = TASKS.get(name)(name, config.tasks[name], config.data_dir)
             batch = tiny_batch(name, images=2 if name == "nlvr2" else 1)
             torch.manual_seed(step)
-            numerator, denominator = task.reduce(model(batch), batch.labels != -100, batch.weights)
+            numerator, denominator = task.reduce(model(batch), *batch.to_reduce())
             loss = numerator / denominator
             assert torch.isfinite(loss), recipe.name
             optimizer.zero_grad()

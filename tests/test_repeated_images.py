@@ -78,3 +78,16 @@ def test_it_is_read_once():
     batch = collator.predicting([0, 1, 2])
     assert batch.images is None
     assert batch.features.shape == (3, 1, 1, 1)
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_an_example_of_several_rows_holds_its_images_once(images):
+    batch = tiny_batch(images=images)
+    several = batch.repeated([2, 1, 3])
+    assert len(several) == 6
+    assert several.ids == [batch.ids[row] for row in (0, 0, 1, 2, 2, 2)]
+    assert len(several.features) == 3 * images
+    model = tiny_model("adapter", {"function": "mul", "source": "visual_pooled"})
+    with torch.no_grad():
+        torch.testing.assert_close(model(several), model(batch)[[0, 0, 1, 2, 2, 2]], atol=1e-5, rtol=1e-5)
+    assert batch.repeated([1, 1, 1]) is batch

@@ -250,6 +250,24 @@ def test_what_a_question_learns_over_its_visits(options, expected):
     assert learnt == pytest.approx(expected, abs=0.03)
 
 
+@pytest.mark.parametrize("weighted", [True, False])
+def test_all_answers_are_the_expectation_of_a_drawn_one(weighted):
+    options = {"draw": "all", "weight_by_score": weighted}
+    task = make("vqa", Path(), task_options=options, questions="q.json")
+    rng = np.random.default_rng(0)
+    asked = [(("a", "b"), (0.9, 0.3)), ((), ()), (("c",), (1.0,))]
+    found = [task.targets(answers, scores, rng) for answers, scores in asked]
+    assert [[text for text, _, _ in row] for row in found] == [["a", "b"], [""], ["c"]]
+    assert [sum(share for _, _, share in row) for row in found] == pytest.approx([1, 1, 1])
+    weights, shares = (torch.tensor([target[i] for row in found for target in row]) for i in (1, 2))
+    token_loss, valid = torch.rand(4, 3), torch.tensor([[1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 0]]) > 0
+    numerator, denominator = task.reduce(token_loss * valid, valid, weights, shares)
+    by_hand = (token_loss * valid).sum(1) / valid.sum(1)
+    a, b, _, c = by_hand.tolist()
+    expected = 0.75 * (0.9 if weighted else 1) * a + 0.25 * (0.3 if weighted else 1) * b + c
+    assert (float(numerator), float(denominator)) == (pytest.approx(expected), pytest.approx(3.0))
+
+
 @pytest.mark.parametrize(
     ("name", "recorded"), [("vqa", "vqa"), ("gqa", "gqa"), ("nlvr2", "gqa"), ("coco_caption", "caption")]
 )

@@ -23,6 +23,7 @@ class Batch:
         weights: weight of each row's target [B]; None when predicting.
         rows: position of each row in its split [B], for gathering predictions in order.
         images: which of the distinct images each row has [B, I]; None: no two are the same.
+        shares: how much of its example each row is [B], where examples have several rows; None: each is a whole one.
     """
 
     task: str
@@ -34,6 +35,7 @@ class Batch:
     weights: torch.Tensor | None = None
     rows: torch.Tensor | None = None
     images: torch.Tensor | None = None
+    shares: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -48,6 +50,21 @@ class Batch:
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory; a DataLoader calls this when asked to pin."""
         return dataclasses.replace(self, **{name: value.pin_memory() for name, value in self._tensors().items()})
+
+    def to_reduce(self) -> tuple[torch.Tensor, ...]:
+        """What `Task.reduce` is given behind the losses of the tokens."""
+        return (self.labels != -100, self.weights, *(() if self.shares is None else (self.shares,)))
+
+    def repeated(self, times: list[int]) -> Batch:
+        """Each row so many times; its images are held once."""
+        if max(times) == 1:
+            return self
+        images, features = self.images, self.features
+        if images is None:
+            images = torch.arange(features.shape[0] * features.shape[1]).view(features.shape[:2])
+            features = features.flatten(0, 1)
+        rows = torch.arange(len(self)).repeat_interleave(torch.tensor(times))
+        return dataclasses.replace(self, images=images, features=features).select(rows)
 
     def rows_slice(self, start: int, stop: int) -> Batch:
         """The rows from ``start`` to ``stop``."""

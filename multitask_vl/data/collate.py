@@ -51,19 +51,20 @@ class Collator:
                 does not depend on how many processes share the batch.
         """
         columns = self.table[list(map(int, rows))]
-        targets, weights = [], []
-        for i, (answers, scores) in enumerate(zip(columns["answers"], columns["scores"], strict=True)):
-            rng = np.random.default_rng([seed, 2, step, offset + i * stride])
-            text, weight = self.task.target(answers, scores, rng)
-            targets.append(text)
-            weights.append(weight)
-        batch = self._inputs(columns, rows)
+        found = [
+            self.task.targets(answers, scores, np.random.default_rng([seed, 2, step, offset + i * stride]))
+            for i, (answers, scores) in enumerate(zip(columns["answers"], columns["scores"], strict=True))
+        ]
+        targets, weights, shares = zip(*(target for row in found for target in row), strict=True)
+        batch = self._inputs(columns, rows).repeated([len(row) for row in found])
         labels = self.tokenizer(
-            targets, padding=True, truncation=self.task.config.max_target_tokens is not None,
+            list(targets), padding=True, truncation=self.task.config.max_target_tokens is not None,
             max_length=self.task.config.max_target_tokens, return_tensors="pt",
         )  # fmt: skip
         batch.labels = labels.input_ids.masked_fill(labels.attention_mask == 0, -100)
         batch.weights = torch.tensor(weights, dtype=torch.float32)
+        if set(shares) != {1.0}:
+            batch.shares = torch.tensor(shares, dtype=torch.float32)
         return batch
 
     def predicting(self, rows: Sequence[int]) -> Batch:

@@ -137,7 +137,7 @@ def one_step(run: Run, accelerator: Accelerator) -> str:
         collator = run.collators[name, TRAIN]
         rows = range(min(ROWS, len(collator.table)))
         batch = collator.training(rows, run.config.seed, step=0).to(accelerator.device)
-        numerator, denominator = task.reduce(wrapped(batch), batch.labels != -100, batch.weights)
+        numerator, denominator = task.reduce(wrapped(batch), *batch.to_reduce())
         loss = numerator / denominator.clamp(min=1e-12)
         accelerator.backward(loss)
         losses[name] = float(loss.detach())

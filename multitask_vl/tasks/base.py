@@ -228,6 +228,15 @@ class Task(ABC, Generic[C]):
         drawn = int(rng.choice(len(answers), p=np.asarray(scores, dtype=np.float64) / total))
         return answers[drawn], float(scores[drawn])
 
+    def targets(
+        self, answers: Sequence[str], scores: Sequence[float], rng: np.random.Generator
+    ) -> list[tuple[str, float, float]]:
+        """All that an example learns on one visit: texts, their weights, and the share of the example that each is.
+
+        Shares add up to 1. Here: the one `target`. A task that gives several takes ``shares`` in `reduce`.
+        """
+        return [(*self.target(answers, scores, rng), 1.0)]
+
     def reduce(
         self, token_loss: torch.Tensor, valid: torch.Tensor, weights: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:

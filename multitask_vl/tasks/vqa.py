@@ -32,11 +32,11 @@ class VQAConfig(TaskConfig):
     """Soft score of an answer that 1, 2, 3, ... humans gave; the last holds for more."""
     answer_list: Path | None = None
     """Only these answers are targets (LXMERT's list or its answer-to-index mapping). None: whatever humans said."""
-    draw: Literal["by_score", "most_frequent"] = "by_score"
-    """Target of a visit, one answer a row: drawn by soft score (published), or always the answer most humans gave. In
-    the mean over visits, `by_score` learns all answers: a row's loss is then the sum over answers of share x loss, the
-    share being score / sum of scores; with `weight_by_score`, of share x score x loss. Ten steps of `soft_scores` (0.1
-    to 1.0) without weights give one of the ten raw answers, each as likely."""
+    draw: Literal["by_score", "most_frequent", "all"] = "by_score"
+    """Target of a visit: one answer drawn by soft score (published); always the answer most humans gave; or `all`, the
+    expectation of `by_score`: the sum over answers of share x loss, the share being score / sum of scores; with
+    `weight_by_score`, of share x score x loss. `all` puts a row into the batch for every answer. Ten steps of
+    `soft_scores` (0.1 to 1.0) without weights give each of the ten raw answers the same share."""
     weight_by_score: bool = True
     """Weigh a target's loss by its soft score (published)."""
 
@@ -141,12 +141,29 @@ class VQA(Task[VQAConfig]):
         text, weight = super().target(answers, scores, rng)
         return text, weight if self.config.weight_by_score else float(weight > 0)
 
+    def targets(
+        self, answers: Sequence[str], scores: Sequence[float], rng: np.random.Generator
+    ) -> list[tuple[str, float, float]]:
+        total = float(sum(scores))
+        if self.config.draw != "all" or total <= 0:
+            return super().targets(answers, scores, rng)
+        return [
+            (answer, float(score) if self.config.weight_by_score else 1.0, float(score) / total)
+            for answer, score in zip(answers, scores, strict=True)
+            if score > 0
+        ]
+
     def reduce(
-        self, token_loss: torch.Tensor, valid: torch.Tensor, weights: torch.Tensor
+        self,
+        token_loss: torch.Tensor,
+        valid: torch.Tensor,
+        weights: torch.Tensor,
+        shares: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The mean over all rows, weight 0 included, of weight times the mean over a row's tokens."""
+        """The mean over all examples, weight 0 included, of weight times the mean over a row's tokens."""
         rows = token_loss.sum(1) / valid.sum(1).clamp(min=1)
-        return (weights.to(rows) * rows).sum(), token_loss.new_tensor(float(len(rows)))
+        shares = torch.ones_like(rows) if shares is None else shares.to(rows)
+        return (weights.to(rows) * shares * rows).sum(), shares.sum()
 
     def score(self, examples: Sequence[Example], predictions: Mapping[str, str], **options: Any) -> Scores:
         texts = self.ordered(examples, predictions)

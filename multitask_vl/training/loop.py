@@ -117,8 +117,8 @@ def _train(loaded: Loaded, accelerator: Accelerator, interruption: Interruption)
 
         # the denominator is that of the global batch, so that shards and micro-batches add up to one mean
         counted = accelerator.process_index < len(draw.rows)
-        valid = batch.labels != -100
-        denominator = task.reduce(torch.zeros(valid.shape, device=valid.device), valid, batch.weights)[1] * counted
+        no_loss = torch.zeros(batch.labels.shape, device=batch.labels.device)
+        denominator = task.reduce(no_loss, *batch.to_reduce())[1] * counted
         denominator = accelerator.reduce(denominator, "sum").clamp(min=1e-12)
         loss = None
         while loss is None:

@@ -95,7 +95,7 @@ def add_gradients(
         with accelerator.no_sync(wrapped) if apart or i < len(pieces) - 1 else nullcontext():
             clock.enter("forward")
             losses = wrapped(piece)
-            numerator, _ = task.reduce(losses, piece.labels != -100, piece.weights)
+            numerator, _ = task.reduce(losses, *piece.to_reduce())
             share = numerator * counted / denominator
             clock.enter("backward")
             # processes average their gradients, but these are shares of a sum
