@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from transformers import LogitsProcessor
 
 from multitask_vl.config import load_config
@@ -89,7 +90,12 @@ class Case(NamedTuple):
         """The arithmetic."""
         if self.precision == "fp32":
             return nullcontext()
-        return predicting_in(model, Accelerator(cpu=True, mixed_precision="bf16"), bf16_weights=self.ours)
+        return predicting_in(model, self.accelerator(), bf16_weights=self.ours)
+
+    def accelerator(self) -> Accelerator:
+        """One of this case's precision; a process has one at a time."""
+        AcceleratorState._reset_state(reset_partial_state=True)
+        return Accelerator(cpu=True, mixed_precision="no" if self.precision == "fp32" else "bf16")
 
 
 CASES = {
@@ -165,8 +171,8 @@ class World:
     def split(self, case: Case, rows: int) -> dict[str, dict[str, str]]:
         """Predictions of all tasks, made in one way."""
         self.model.generate = self.generator(case.ours, real=True)
-        accelerator = Accelerator(cpu=True, mixed_precision="no" if case.precision == "fp32" else "bf16")
         if case.ours:
+            accelerator = case.accelerator()
             return {name: predict(self.model, one, rows, accelerator) for name, one in self.collators.items()}
         with case.around(self.model), torch.inference_mode():
             return {name: self._plainly(one, rows) for name, one in self.collators.items()}
