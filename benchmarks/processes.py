@@ -1,9 +1,9 @@
 """What do two cores give: two processes of one thread beside one process of two? python benchmarks/processes.py DATA
 
 Trains the same steps on the same examples by the program itself in three ways, in turns, and adds up the fastest time
-of each step (waiting for data included, starting and saving not). DATA is a folder of `python -m multitask_vl.synthetic.build`
-with its features; --config and key=value words take another run, such as a larger backbone. A run counts only if its
-log says that there were as many processes as were asked for.
+of each step (waiting for data included, starting and saving not). DATA is a world of `python -m
+multitask_vl.synthetic.build` with its features; --config and key=value words take another run, such as a larger
+backbone. A run counts only if its log says that there were as many processes as were asked for.
 """
 
 from __future__ import annotations
