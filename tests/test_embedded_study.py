@@ -105,7 +105,7 @@ def test_every_run_s_command_is_a_configuration(tmp_path):
         assert (ROOT / script).is_file()
         config = load_config(ROOT / path, overrides)
         assert (config.seed, config.run_dir) == (run.seed, tmp_path / "runs" / run.name)
-        lengths = {"main": 24, "routed": 12, "rates": 4, "data": 24, "rank": 24, "methods": 12}
+        lengths = {"main": 24, "routed": 8, "rates": 4, "data": 16, "rank": 16, "methods": 8}
         assert config.training.steps == (int(run.row) if run.group == "steps" else lengths[run.group])
         if run.group == "rank":
             assert config.method[0].rank == int(run.row)
@@ -115,7 +115,7 @@ def test_every_run_s_command_is_a_configuration(tmp_path):
             assert (config.method[0].name, config.method[0].sharing) == ("lora", "single")
         if run.share > 1:
             gqa = config.tasks["gqa"].splits
-            assert [str(file) for file in gqa["train"].questions] == [f"{tmp_path}/subsets/1_of_4/gqa_questions.json"]
+            assert [str(file) for file in gqa["train"].questions] == [f"{tmp_path}/subsets/1_of_8/gqa_questions.json"]
             assert [str(file) for file in gqa["report"].questions] == ["gqa/report_balanced_questions.json"]
 
 
@@ -250,9 +250,9 @@ def test_existence_questions_are_told_by_their_wording(out):
 def test_curves_share_points(out):
     results = finished(all_runs(), out)
     assert [row[0] for row in curve_table(results, "rank", "Rank").rows] == ["4", "16", "32", "64"]
-    assert [row[0] for row in curve_table(results, "data", "Share").rows] == ["1/64", "1/16", "1/4", "1"]
+    assert [row[0] for row in curve_table(results, "data", "Share").rows] == ["1/64", "1/8", "1"]
     scores = {row[0]: row[1].mean for row in curve_table(results, "steps", "Steps").rows}
-    assert scores == {"20": 80, "150": 70, "1200": 70}
+    assert scores == {"20": 80, "150": 70, "400": 70, "1200": 70}
     assert not curve_table({}, "rank", "Rank").notes
 
 
