@@ -170,6 +170,7 @@ def follow(plan: Plan) -> None:
 
 def _child(words: list[str], plan: Plan) -> None:
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # for loaders, as in a program of its own
     follow(plan)
     script = tiny_run.ROOT / "launch" / "train_multitask.py"
     sys.argv = [str(script), *words]
