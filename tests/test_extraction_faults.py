@@ -4,6 +4,7 @@ import json
 import random
 import subprocess
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,13 +42,17 @@ def test_twenty_kills_at_random_moments_leave_no_trace(tmp_path):
         cut = tiny_config(tmp_path / f"cut{number}", IMAGES, workers=number % 2)
         (tmp_path / "cut.json").write_text(cut.model_dump_json())
         store = tmp_path / f"cut{number}" / "features.h5"
-        for _ in range(KILLS):
-            process = started(tmp_path / "cut.json")
-            time.sleep(moments.uniform(0.1, 0.7) * whole_s)
+        for kill in range(KILLS):
+            process, before = started(tmp_path / "cut.json"), _done(store)
+            if kill % 2:
+                time.sleep(moments.uniform(0.1, 0.7) * whole_s)
+            else:  # however slow the machine is: while rows are being written
+                while _done(store) == before and process.is_alive():
+                    time.sleep(0.002)
+                time.sleep(moments.uniform(0, 0.02))
             process.kill()
             process.join()
-            done = int(read_layout(store).done.sum()) if store.exists() else 0
-            kills.append((process.exitcode, done))
+            kills.append((process.exitcode, _done(store)))
         summary = extract(cut, "cpu")
         assert summary.complete
         assert content(store) == expected, f"store {number} after {kills[-KILLS:]}"
@@ -55,6 +60,14 @@ def test_twenty_kills_at_random_moments_leave_no_trace(tmp_path):
     assert len(kills) == 20
     inside = [done for code, done in kills if code == -9 and 0 < done < IMAGES]
     assert len(inside) >= 5, f"the moments missed the run: {kills}"
+
+
+def _done(store: Path) -> int:
+    """Rows that are done; none while the file is being made."""
+    try:
+        return int(read_layout(store).done.sum())
+    except InputError:
+        return 0
 
 
 @pytest.fixture
