@@ -19,7 +19,7 @@ CURVE_SHARES = (64, 8)
 CURVE_RANKS = (4, 64, 16)
 RANK = 32
 """The quickstart's."""
-FULL_RATES = ("1e-3",)
+FULL_RATES = ("2e-4", "1e-3")
 """Peak rates at which every weight is trained, besides that of configs/controls/full.yaml."""
 ROUTED_STEPS = 200
 """Shorter than the quickstart: these runs ask for stability, not for the last point."""
@@ -35,7 +35,7 @@ METHODS = {
     "lora, single": "{name: lora, rank: 32, alpha: 32, dropout: 0.0}",
     "lora, cross-attention": "{name: lora, rank: 32, alpha: 32, dropout: 0.0, mapping: cross_attention}",
     "low-rank adapter": "{name: low_rank_adapter, rank: 32}",
-    "adapter, single": "{name: adapter, rank: 32}",
+    "adapter, single": "{name: adapter, rank: 32, sharing: single}",
     "adapter, per task": "{name: adapter, rank: 32, sharing: per_task}",
     "compacter, single": "{name: compacter, rank: 32}",
     "hyperformer": "{name: hyperformer, rank: 32}",
