@@ -14,6 +14,8 @@ from torch.overrides import TorchFunctionMode
 
 LEVELS = 2**16
 """A mask compares 16 random bits with a threshold, so a rate is met to within 1 / 131,072."""
+AT_ONCE = 2**18
+"""Units of a mask made together: their random bits, half a megabyte, stay in a core's cache."""
 
 
 class CpuDropout(TorchFunctionMode):
@@ -49,12 +51,19 @@ class Nested(AbstractContextManager):
 
 
 def kept(shape: torch.Size, rate: float) -> torch.Tensor:
-    """A mask of units that stay: True with probability 1 - `actual` (``rate``), independently of each other."""
+    """A mask of units that stay, int8: 1 with probability 1 - `actual` (``rate``), else 0, independently of each other.
+
+    Numbers rather than booleans, and compared in place: what yields or reads booleans is not vectorised on a CPU and
+    takes ten times as long.
+    """
     seed = int(torch.empty((), dtype=torch.int64).random_())
     count = math.prod(shape)
-    words = np.random.SFC64(seed).random_raw(-(-count // 4))
-    # signed, since torch compares no unsigned ones of this size
-    return torch.from_numpy(words.view(np.int16)[:count]).view(shape) >= _threshold(rate) - LEVELS // 2
+    bits, mask = np.random.SFC64(seed), torch.empty(count, dtype=torch.int8)
+    for piece in mask.split(AT_ONCE):
+        # signed, since torch compares no unsigned ones of this size
+        words = torch.from_numpy(bits.random_raw(-(-len(piece) // 4)).view(np.int16)[: len(piece)])
+        piece.copy_(words.ge_(_threshold(rate) - LEVELS // 2))
+    return mask.view(shape)
 
 
 def actual(rate: float) -> float:
@@ -84,13 +93,13 @@ class _Dropped(torch.autograd.Function):
         ctx.scale = 1 / (1 - actual(rate))
         keep = kept(states.shape, rate)
         ctx.save_for_backward(keep)
-        return torch.where(keep, states, 0.0).mul_(ctx.scale)
+        return (states * keep.to(states.dtype)).mul_(ctx.scale)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         (keep,) = ctx.saved_tensors
-        return torch.where(keep, grad, 0.0).mul_(ctx.scale), None
+        return (grad * keep.to(grad.dtype)).mul_(ctx.scale), None
 
 
 def _attention(
@@ -113,8 +122,10 @@ def _attention(
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()
     if attn_mask is not None and attn_mask.dtype == torch.bool:
-        scores = scores.masked_fill(~attn_mask, torch.finfo(scores.dtype).min)
-    elif attn_mask is not None:
+        # added: the mask is the same for all heads, and a sum needs nothing for its backward pass
+        hidden = torch.zeros(attn_mask.shape, dtype=scores.dtype)
+        attn_mask = hidden.masked_fill_(~attn_mask, torch.finfo(scores.dtype).min)
+    if attn_mask is not None:
         scores = scores + attn_mask
     shares = torch.softmax(scores, -1, dtype=torch.float32).to(scores.dtype)
     return _dropout(shares, dropout_p) @ value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -73,11 +72,12 @@ class _FrozenHead(torch.autograd.Function):
         wanted = with_gradients and ctx.needs_input_grad[0]
         losses = states.new_empty(len(states), dtype=torch.float32)
         slopes = torch.empty_like(states) if wanted else None
+        scores = _Scores(states, weight, bias)
         with torch.autocast(states.device.type, enabled=False):
-            for rows in _chunks(states, weight):
-                log_shares, losses[rows] = _losses(states[rows], weight, bias, labels[rows])
+            for rows in scores.chunks:
+                log_shares, losses[rows] = scores.losses(states[rows], labels[rows])
                 if wanted:
-                    torch.mm(_slopes(log_shares, labels[rows]).to(weight.dtype), weight, out=slopes[rows])
+                    torch.mm(scores.slopes(log_shares, labels[rows]), weight, out=slopes[rows])
         ctx.save_for_backward(slopes)
         return losses
 
@@ -95,9 +95,10 @@ class _TrainedHead(torch.autograd.Function):
     @staticmethod
     def forward(ctx, states, weight, bias, labels, with_gradients):
         losses = states.new_empty(len(states), dtype=torch.float32)
+        scores = _Scores(states, weight, bias)
         with torch.autocast(states.device.type, enabled=False):
-            for rows in _chunks(states, weight):
-                _, losses[rows] = _losses(states[rows], weight, bias, labels[rows])
+            for rows in scores.chunks:
+                _, losses[rows] = scores.losses(states[rows], labels[rows])
         ctx.save_for_backward(states, weight, bias, labels)
         return losses
 
@@ -110,13 +111,13 @@ class _TrainedHead(torch.autograd.Function):
         # sums over chunks are float32, whatever the chunks are computed in
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if for_bias else None
+        scores = _Scores(states, weight, bias)
         with torch.autocast(states.device.type, enabled=False):
-            for rows in _chunks(states, weight):
-                log_shares, _ = _losses(states[rows], weight, bias, labels[rows])
-                slopes = _slopes(log_shares, labels[rows]).mul_(grad[rows].unsqueeze(-1))
+            for rows in scores.chunks:
+                log_shares, _ = scores.losses(states[rows], labels[rows])
+                slopes = scores.slopes(log_shares, labels[rows], grad[rows])
                 if for_bias:
-                    d_bias += slopes.sum(0)
-                slopes = slopes.to(weight.dtype)
+                    d_bias += slopes.sum(0, dtype=torch.float32)
                 if for_states:
                     torch.mm(slopes, weight, out=d_states[rows])
                 if for_weight and weight.dtype == torch.float32:
@@ -128,21 +129,48 @@ class _TrainedHead(torch.autograd.Function):
         return d_states, d_weight, d_bias, None, None
 
 
-def _chunks(states: torch.Tensor, weight: torch.Tensor) -> Iterator[slice]:
-    size = max(1, SCORES_AT_ONCE // len(weight))
-    return (slice(start, start + size) for start in range(0, len(states), size))
+class _Scores:
+    """Scores of some rows at a time, in memory that is asked for once.
 
+    A block of this size is given back to the system when it is freed, and to get its pages again costs as much as to
+    compute what is written there.
 
-def _losses(
-    states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, labels: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Logarithms of the softmax [n, V] and the losses [n], in float32."""
-    log_shares = F.log_softmax(F.linear(states, weight, bias), -1, dtype=torch.float32)
-    return log_shares, -log_shares.gather(1, labels.unsqueeze(1)).squeeze(1)
+    Attributes:
+        chunks: the rows to be taken together, one stretch after the other.
+    """
 
+    def __init__(self, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None):
+        size = max(1, min(len(states), SCORES_AT_ONCE // len(weight)))
+        self.chunks = [slice(start, start + size) for start in range(0, len(states), size)]
+        self._weight, self._bias = weight, bias
+        self._scores = weight.new_empty(size, len(weight))
+        float32 = weight.dtype == torch.float32
+        self._in_float32 = self._scores if float32 else torch.empty_like(self._scores, dtype=torch.float32)
 
-def _slopes(log_shares: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Derivative of each loss by its scores [n, V]: softmax minus one at the label. Overwrites its argument."""
-    slopes = log_shares.exp_()
-    slopes[torch.arange(len(slopes), device=slopes.device), labels] -= 1
-    return slopes
+    def losses(self, states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logarithms of the softmax [n, V] and the losses [n], in float32; the next call overwrites the first."""
+        scores, log_shares = self._scores[: len(states)], self._in_float32[: len(states)]
+        if self._bias is None:
+            torch.mm(states, self._weight.t(), out=scores)
+        else:
+            torch.addmm(self._bias, states, self._weight.t(), out=scores)
+        if scores.dtype != torch.float32:
+            log_shares.copy_(scores)
+        torch.log_softmax(log_shares, -1, out=log_shares)
+        return log_shares, -log_shares.gather(1, labels.unsqueeze(1)).squeeze(1)
+
+    def slopes(
+        self, log_shares: torch.Tensor, labels: torch.Tensor, factors: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Derivative of each loss by its scores [n, V], softmax minus one at the label, in the weight's precision.
+
+        Args:
+            log_shares: of `losses`; overwritten.
+            labels: [n].
+            factors: each row is multiplied by its own [n].
+        """
+        slopes = log_shares.exp_()
+        slopes[torch.arange(len(slopes), device=slopes.device), labels] -= 1
+        if factors is not None:
+            slopes.mul_(factors.unsqueeze(-1))
+        return slopes if slopes.dtype == self._weight.dtype else self._scores[: len(slopes)].copy_(slopes)
