@@ -1,8 +1,10 @@
-"""What every test may ask for: the reference material beside the project, where it exists."""
+"""What every test may ask for: the reference material beside the project and a browser, where they exist."""
 
 from pathlib import Path
 
 import pytest
+
+from tests.browser import browser as browser
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 
