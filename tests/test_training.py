@@ -74,7 +74,7 @@ def test_a_run_folder_holds_what_the_readme_says(whole):
     assert [step for step, _, _ in tiny_run.losses(whole)] == list(range(1, 13))
     rows = [json.loads(line) for line in (whole / "predictions/vqa/report.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [str(i) for i in range(7)]
-    assert set(rows[0]) == {"id", "images", "text", "prediction", "references"}
+    assert set(rows[0]) == {"id", "images", "text", "prediction", "references", "kinds"}
     per_example = json.loads((whole / "predictions/vqa/report.per_example.json").read_text())
     assert set(per_example) == {row["id"] for row in rows}
 

@@ -82,8 +82,8 @@ def texts_of(model: VLSeq2Seq, task: Task, tokenizer, batch: Batch) -> list[str]
 def rows_of(collator: Collator, predictions: Mapping[str, str]) -> Iterator[dict]:
     """What a reader of a prediction file wants to see of each example, in the order of the split."""
     for chunk in collator.table.iter(batch_size=1024):
-        for id_, images, text, answers in zip(
-            chunk["id"], chunk["images"], chunk["text"], chunk["answers"], strict=True
+        for id_, images, text, answers, meta in zip(
+            *(chunk[name] for name in ("id", "images", "text", "answers", "meta")), strict=True
         ):
             yield {
                 "id": id_,
@@ -91,6 +91,7 @@ def rows_of(collator: Collator, predictions: Mapping[str, str]) -> Iterator[dict
                 "text": text,
                 "prediction": predictions[id_],
                 "references": answers,
+                "kinds": collator.task.kinds(json.loads(meta)),
             }
 
 

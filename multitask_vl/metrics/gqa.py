@@ -57,10 +57,7 @@ def gqa_scores(predictions: Mapping[str, str], questions: Mapping[str, GQAQuesti
     counted = {id_: correct for id_, correct in right.items() if questions[id_].balanced} or right
     members: dict[str, dict[str, list[bool]]] = {}
     for id_, correct in counted.items():
-        kinds = dict(questions[id_].types)
-        if "structural" in kinds:
-            kinds["answer"] = "open" if kinds["structural"] == "query" else "binary"
-        for breakdown, kind in kinds.items():
+        for breakdown, kind in kinds_of(questions[id_].types).items():
             members.setdefault(breakdown, {}).setdefault(kind, []).append(correct)
     agreeing, unasked = [], 0
     for id_ in (id_ for id_, correct in counted.items() if correct):
@@ -80,6 +77,14 @@ def gqa_scores(predictions: Mapping[str, str], questions: Mapping[str, GQAQuesti
             for breakdown, kinds in members.items()
         },
     )
+
+
+def kinds_of(types: Mapping[str, str]) -> dict[str, str]:
+    """Breakdown -> kind of a question with these types; ``answer`` follows from the structural one."""
+    kinds = dict(types)
+    if "structural" in kinds:
+        kinds["answer"] = "open" if kinds["structural"] == "query" else "binary"
+    return kinds
 
 
 def _percent(values: Sequence[float]) -> float:

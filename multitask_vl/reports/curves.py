@@ -21,6 +21,8 @@ from multitask_vl.reports.run import Run
 INK, LINES = "#0a0b0c", "#0a0b0d"
 SERIES = tuple(f"#0a0b1{i}" for i in range(6))
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (8, 2)))
+SVG_DASHES = ("", "9 4", "2 3", "11 4 2 4", "6 2", "14 4")
+"""The same for a legend in the page itself."""
 _PAINT = {INK: "currentColor", LINES: "var(--rule)"} | {mark: f"var(--series-{i})" for i, mark in enumerate(SERIES)}
 LOGGED_POINTS, SMOOTH_WINDOWS = 400, 20
 

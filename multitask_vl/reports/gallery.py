@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import statistics
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,19 +15,42 @@ from multitask_vl.reports.pictures import Picture, load_pictures
 from multitask_vl.reports.run import Prediction, Run
 
 Verdict = Literal["right", "partly", "wrong"]
+BELOW, NOT_BELOW, DISAGREE, AGREE = "below the mean", "not below the mean", "runs disagree", "runs agree"
+ORDER = ("wrong", "partly", "right", BELOW, NOT_BELOW, DISAGREE, AGREE)
+Scored = dict[str, dict[str, Prediction]]
+"""Task -> id -> prediction of another run."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """What one run wrote for an example; `label` names the run where there are several."""
+
+    label: str | None
+    prediction: str
+    score: float
+    verdict: Verdict | None
 
 
 @dataclass(frozen=True)
 class Item:
-    """One example of the gallery. `verdict` is None for scores that are not shares of right (captions)."""
+    """One example of the gallery: what the run that the page is about wrote for it, then other runs."""
 
     id: str
     pictures: list[Picture]
     text: str
-    prediction: str
+    said: list[Said]
     references: list[tuple[str, int]]
-    score: float
-    verdict: Verdict | None
+    filters: list[str]
+
+    @property
+    def score(self) -> float:
+        """Of the run that the page is about."""
+        return self.said[0].score
+
+    @property
+    def verdict(self) -> Verdict | None:
+        """Of the run that the page is about; None for scores that are not shares of right (captions)."""
+        return self.said[0].verdict
 
     @property
     def short(self) -> bool:
@@ -52,9 +75,15 @@ class Shelf:
     mean: float
 
     @property
+    def filters(self) -> list[str]:
+        """What a reader may choose to see, in a fixed order."""
+        found = dict.fromkeys(name for item in self.items for name in item.filters)
+        return sorted(found, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+
+    @property
     def brief(self) -> bool:
-        """Whether narrow cards do, because no example has long references."""
-        return all(item.short for item in self.items)
+        """Whether narrow cards do, because no example has long references or several predictions."""
+        return all(item.short and len(item.said) == 1 for item in self.items)
 
     @property
     def wide(self) -> bool:
@@ -78,8 +107,8 @@ def choose(predictions: Sequence[Prediction], count: int) -> list[Prediction]:
     return [p for p in drawn if p.id in chosen]
 
 
-def gallery(run: Run, split: str, count: int, folders: Sequence[Path]) -> list[Shelf]:
-    """The examples to show for every task of a split that was scored, their pictures taken from ``folders``.
+def read_predictions(run: Run, split: str) -> dict[str, list[Prediction]]:
+    """Predictions of every task of a split that was scored.
 
     Raises:
         InputError: prediction files are missing or malformed, all of them told at once.
@@ -93,32 +122,85 @@ def gallery(run: Run, split: str, count: int, folders: Sequence[Path]) -> list[S
             problems += error.problems
     if problems:
         raise InputError(problems)
+    return predictions
+
+
+def gallery(
+    run: Run,
+    split: str,
+    count: int,
+    folders: Sequence[Path],
+    predictions: Mapping[str, Sequence[Prediction]] | None = None,
+    others: Mapping[str, Scored] = {},
+) -> list[Shelf]:
+    """The examples to show for every task of a split that was scored, their pictures taken from ``folders``.
+
+    Args:
+        predictions: of the split by task, if they were read before.
+        others: label -> predictions of another run for the same split, shown beside.
+
+    Raises:
+        InputError: prediction files are missing or malformed, all of them told at once.
+    """
+    predictions = read_predictions(run, split) if predictions is None else predictions
     chosen = {task: choose(all_of_it, count) for task, all_of_it in predictions.items()}
-    pictures = load_pictures(folders, [key for items in chosen.values() for p in items for key in p.images])
     metrics = {task: run.scores.splits[split].tasks[task].headline for task in chosen}
-    return [_shelf(task, metrics[task], predictions[task], items, pictures) for task, items in chosen.items()]
+    pictures = load_pictures(folders, [key for items in chosen.values() for p in items for key in p.images])
+    shelves = []
+    for task, items in chosen.items():
+        beside = {name: scored.get(task, {}) for name, scored in others.items()}
+        shelves.append(shelf(task, metrics[task], predictions[task], items, pictures, beside))
+    return shelves
 
 
-def _shelf(
-    task: str, metric: str, everything: list[Prediction], chosen: list[Prediction], pictures: dict[str, Picture]
+def shelf(
+    task: str,
+    metric: str,
+    everything: Sequence[Prediction],
+    chosen: Sequence[Prediction],
+    pictures: Mapping[str, Picture],
+    others: Mapping[str, Mapping[str, Prediction]] = {},
+    label: str | None = None,
 ) -> Shelf:
+    """The cards of one task.
+
+    Args:
+        everything: all predictions of the run that the page is about; ``chosen`` are some of them.
+        others: label -> id -> prediction of another run.
+        label: of the run that the page is about, where there are others.
+    """
     mean = statistics.fmean(p.score for p in everything) if everything else 0.0
     # A caption's score has no top, so "right" means nothing there.
     bounded = all(0 <= p.score <= 100 for p in everything)
-    items = [
-        Item(
-            id=p.id,
-            pictures=[pictures[key] for key in p.images],
-            text=p.text,
-            prediction=p.prediction,
-            references=Counter(p.references).most_common(),
-            score=p.score,
-            verdict=_verdict(p.score) if bounded else None,
+    label = label or ("This run" if others else None)
+    items = []
+    for one in chosen:
+        said = [_said(label, one, bounded)]
+        said += [_said(name, theirs[one.id], bounded) for name, theirs in others.items() if one.id in theirs]
+        items.append(
+            Item(
+                id=one.id,
+                pictures=[pictures[key] for key in one.images],
+                text=one.text,
+                said=said,
+                references=Counter(one.references).most_common(),
+                filters=_filters(said, mean),
+            )
         )
-        for p in chosen
-    ]
-    below = sum(p.score < mean for p in chosen)
-    return Shelf(task, metric, items, below, len(everything), mean)
+    return Shelf(task, metric, items, sum(p.score < mean for p in chosen), len(everything), mean)
+
+
+def _said(label: str | None, one: Prediction, bounded: bool) -> Said:
+    return Said(label, one.prediction, one.score, _verdict(one.score) if bounded else None)
+
+
+def _filters(said: Sequence[Said], mean: float) -> list[str]:
+    first = said[0]
+    found: list[str] = [first.verdict or (BELOW if first.score < mean else NOT_BELOW)]
+    if len(said) > 1:
+        found.append(AGREE if len({one.score for one in said}) == 1 else DISAGREE)
+        found += [f"{one.label} better" for one in said if one.score > min(other.score for other in said)]
+    return found
 
 
 def _verdict(score: float) -> Verdict:

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError
 from multitask_vl.reports import tables
+from multitask_vl.reports.confusion import Confusion, confusion
 from multitask_vl.reports.control import check_control, control_command
-from multitask_vl.reports.curves import loss_panels, score_panels
-from multitask_vl.reports.formats import cell
-from multitask_vl.reports.gallery import Shelf, gallery
+from multitask_vl.reports.curves import SVG_DASHES, loss_panels, score_panels
+from multitask_vl.reports.formats import Table, cell
+from multitask_vl.reports.gallery import Scored, Shelf, gallery, read_predictions
+from multitask_vl.reports.kinds import groups_of
+from multitask_vl.reports.markup import render_page, write_page
 from multitask_vl.reports.pictures import picture_folders
-from multitask_vl.reports.run import IntervalOf, Run, read_run
+from multitask_vl.reports.run import IntervalOf, Prediction, Run, read_run
+from multitask_vl.reports.spent import mixture_of, parameters_of, time_of
 
 ITEMS = 12
 
@@ -47,11 +48,7 @@ def write_report(
         InputError: a piece of a folder is missing or malformed, or the control is not one.
     """
     page = report(read_run(run), read_run(control) if control else None, items, split, images)
-    out = Path(out) if out else Path(run) / "report.html"
-    if not out.parent.is_dir():
-        raise InputError(f"{out}: its folder does not exist. Run: mkdir -p {out.parent}")
-    write_whole(out, page)
-    return out
+    return write_page(Path(out) if out else Path(run) / "report.html", page)
 
 
 def report(
@@ -65,17 +62,14 @@ def report(
     notes = check_control(run, control) if control else []
     shown = tables.pick_split(run, split)
     folders = [*images, *picture_folders(run)]
-    shelves = gallery(run, shown, items, folders) if items else []
+    predictions, problems = _predictions(run, shown, strict=items > 0)
+    others, unread = _others(control, shown) if control and items else ({}, [])
+    shelves = gallery(run, shown, items, folders, predictions[shown], others) if items else []
     curves = {"this run": run} | ({"blind control": control} if control else {})
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["cell"] = lambda value, kind="score": cell(value, kind, minus="−")
-    return environment.get_template("report.html").render(
+    names = [run.name]
+    groups = {name: groups_of(run, name, control, predictions[name]) for name in run.splits}
+    return render_page(
+        "report.html",
         run=run,
         control=control,
         control_notes=notes,
@@ -84,14 +78,53 @@ def report(
         summary=_summary(run, control),
         scores=[tables.scores_of(run, name, control) for name in run.splits],
         metrics=[tables.metrics_of(run, name, control) for name in run.splits],
-        groups={name: tables.groups_of(run, name, control) for name in run.splits},
+        groups=groups,
+        groups_notes=[*_once(groups), *problems],
+        confusions={name: _confusions(name, predictions[name]) for name in run.splits},
+        spent=[t for t in (parameters_of([run], names), mixture_of([run], names), time_of([run], names)) if t],
         losses=loss_panels(curves),
         tuned=score_panels(curves),
         labels=list(curves),
+        dashes=SVG_DASHES,
         shelves=shelves,
         gallery_split=shown,
-        gallery_notes=_missing_pictures(run, shelves, folders),
+        gallery_notes=[*missing_pictures(shelves, folders, f"python -m multitask_vl.reports {run.folder}"), *unread],
     )
+
+
+def _predictions(run: Run, shown: str, strict: bool) -> tuple[dict[str, dict[str, list[Prediction]]], list[str]]:
+    """Split -> task -> predictions, and what kept some from being read; the gallery's split must be readable."""
+    found: dict[str, dict[str, list[Prediction]]] = {}
+    problems = []
+    for split in dict.fromkeys([*run.splits, shown]):
+        found[split] = {}
+        try:
+            found[split] = read_predictions(run, split)
+        except InputError as error:
+            if strict and split == shown:
+                raise
+            problems.append(f"Split {split} has no intervals and no confusions: {error.problems[0]}")
+    return found, problems
+
+
+def _once(groups: Mapping[str, Mapping[str, Sequence[Table]]]) -> list[str]:
+    """Notes of many tables, each once."""
+    kinds = (table for by_task in groups.values() for some in by_task.values() for table in some)
+    return list(dict.fromkeys(note for table in kinds for note in table.notes))
+
+
+def _others(control: Run, split: str) -> tuple[dict[str, Scored], list[str]]:
+    """What the control wrote, for the cards; or why it cannot be shown."""
+    try:
+        found = read_predictions(control, split)
+    except InputError as error:
+        return {}, [f"The control's predictions are not shown: {error.problems[0]}"]
+    return {"Blind control": {task: {one.id: one for one in rows} for task, rows in found.items()}}, []
+
+
+def _confusions(split: str, predictions: Mapping[str, Sequence[Prediction]]) -> list[Confusion]:
+    found = (confusion(f"{task}, split {split}", rows) for task, rows in predictions.items())
+    return [one for one in found if one is not None]
 
 
 def _facts(run: Run, control: Run | None) -> list[tuple[str, str, str]]:
@@ -162,7 +195,8 @@ def _card(
     }
 
 
-def _missing_pictures(run: Run, shelves: list[Shelf], searched: list[Path]) -> list[str]:
+def missing_pictures(shelves: Sequence[Shelf], searched: Sequence[Path], command: str) -> list[str]:
+    """A note on pictures that could not be shown, and the command that shows them."""
     pictures = [picture for shelf in shelves for item in shelf.items for picture in item.pictures]
     missing = [picture for picture in pictures if picture.problem]
     if not missing:
@@ -170,5 +204,5 @@ def _missing_pictures(run: Run, shelves: list[Shelf], searched: list[Path]) -> l
     folders = ", ".join(map(str, searched)) or "no folder: features.images is empty"
     return [
         f"{len(missing)} of {len(pictures)} pictures are not shown (first: {missing[0].key}, {missing[0].problem}). "
-        f"Looked in {folders}. Run: python -m multitask_vl.reports {run.folder} --images FOLDER"
+        f"Looked in {folders}. Run: {command} --images FOLDER"
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from multitask_vl.errors import InputError
 
 T = TypeVar("T")
+ADAPTER = "adapter/adapter_config.json"
 
 
 class Record(BaseModel):
@@ -68,13 +69,27 @@ class ScoresFile(Record):
     parameters: Parameters
 
 
+class Components(Record):
+    """Parameters by component."""
+
+    components: dict[str, dict[str, int]] = {}
+
+
+class Saved(Record):
+    """What an adapter's own record says of its parameters."""
+
+    parameters: Components = Components()
+
+
 class TrainingRow(Record):
-    """One line of metrics.jsonl about a training step; `wall_s` is the time that this step took."""
+    """One line of metrics.jsonl about a training step; `wall_s` is the time that this step took, `time` means over the
+    steps since the last line."""
 
     step: int
     task: str
     loss: float
     wall_s: float | None = None
+    time: dict[str, float] = {}
 
 
 class EvaluationRow(Record):
@@ -86,13 +101,17 @@ class EvaluationRow(Record):
 
 
 class Prediction(Record):
-    """What the model wrote for one example, beside what people wrote, and its score (0-100; captions may exceed it)."""
+    """What the model wrote for one example, beside what people wrote, and its score (0-100; captions may exceed it).
+
+    `kinds` says of which kind it is in each breakdown of its task; runs of older versions have none.
+    """
 
     id: str
     images: list[str]
     text: str
     prediction: str
     references: list[str]
+    kinds: dict[str, str] = {}
     score: float = 0.0
 
 
@@ -106,6 +125,8 @@ class Run:
         config: the same, parsed.
         scores: content of scores.json.
         training, evaluations: lines of metrics.jsonl, in file order.
+        record: content of record.json (machine, times, what was trained on); empty where a run left none.
+        components: component -> its trainable and all parameters, as the saved adapter says; empty where none is there.
     """
 
     folder: Path
@@ -114,6 +135,8 @@ class Run:
     scores: ScoresFile
     training: list[TrainingRow]
     evaluations: list[EvaluationRow]
+    record: dict[str, Any] = field(default_factory=dict)
+    components: dict[str, dict[str, int]] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -191,6 +214,12 @@ def read_run(folder: Path | str) -> Run:
     scores = _read(folder / "scores.json", TypeAdapter(ScoresFile).validate_json, evaluate_command(folder), problems)
     if scores is not None and not any(split.tasks for split in scores.splits.values()):
         problems.append(f"{folder / 'scores.json'}: no task is scored in it. Run: {evaluate_command(folder)}")
+    record, saved = {}, Saved()
+    if (folder / "record.json").exists():
+        parse = TypeAdapter(dict[str, Any]).validate_json
+        record = _read(folder / "record.json", parse, f"rm {folder / 'record.json'}", problems) or {}
+    if (folder / ADAPTER).exists():
+        saved = _read(folder / ADAPTER, Saved.model_validate_json, _train(folder), problems) or saved
     if problems or resolved is None or rows is None or scores is None:
         raise InputError(problems)
     return Run(
@@ -200,6 +229,8 @@ def read_run(folder: Path | str) -> Run:
         scores=scores,
         training=[row for row in rows if isinstance(row, TrainingRow)],
         evaluations=[row for row in rows if isinstance(row, EvaluationRow)],
+        record=record,
+        components=saved.parameters.components,
     )
 
 

@@ -89,19 +89,6 @@ def metrics_of(run: Run, split: str, control: Run | None = None) -> Table:
     return _with_intervals(table, intervals)
 
 
-def groups_of(run: Run, split: str, control: Run | None = None) -> dict[str, list[Table]]:
-    """Task -> one table for each breakdown of its scores (answer type, ...); tasks without any are left out."""
-    tables: dict[str, list[Table]] = {}
-    for task, ours in _tasks(run, split):
-        for breakdown, groups in ours.groups.items():
-            theirs = control.scores.splits[split].tasks[task].groups.get(breakdown, {}) if control else {}
-            rows = [_with_control([group, value], theirs.get(group), control) for group, value in groups.items()]
-            columns = (Column(breakdown.replace("_", " "), "text"), Column("score"))
-            title = f"{task} by {breakdown.replace('_', ' ')}"
-            tables.setdefault(task, []).append(Table(title, _columns(columns, control), tuple(rows)))
-    return tables
-
-
 def compare(runs: Sequence[Run], split: str | None = None) -> Table:
     """Several runs in one table; those that differ by the seed alone are one row, mean +- sample standard deviation.
 

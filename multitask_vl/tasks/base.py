@@ -270,6 +270,11 @@ class Task(ABC, Generic[C]):
         ``options`` are the keys of `EvaluationConfig` that scoring may use (``caption_tokenizer``).
         """
 
+    def kinds(self, meta: Mapping[str, Any]) -> dict[str, str]:
+        """Breakdown -> kind of an example with this ``meta``, by the names of `Scores.groups`; it goes beside its
+        prediction, so that a report can tell how sure the score of a kind is. Here: none."""
+        return {}
+
     def check_scoring(self, **options: Any) -> list[str]:
         """Remarks on what `score` cannot compute on this machine, told before hours of training.
 

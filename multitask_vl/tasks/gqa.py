@@ -8,7 +8,7 @@ from typing import Any
 
 from multitask_vl.config.schema import Positive, TaskConfig
 from multitask_vl.metrics.bootstrap import interval_of_mean
-from multitask_vl.metrics.gqa import GQAQuestion, GQAScores, gqa_scores
+from multitask_vl.metrics.gqa import GQAQuestion, GQAScores, gqa_scores, kinds_of
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import Example, HiddenAnswers, Paths, Scores, SplitConfig, Task, check_ids, key_template
 from multitask_vl.tasks.files import Problems, read_results, short, walk, write_json
@@ -101,6 +101,10 @@ class GQA(Task[GQAConfig]):
             version=self.version,
             intervals={"accuracy": interval_of_mean(list(found.counted.values()), "questions")},
         )
+
+    def kinds(self, meta: Mapping[str, Any]) -> dict[str, str]:
+        """Of the questions that count: those of the balanced part."""
+        return kinds_of(meta["types"]) if meta.get("balanced", True) else {}
 
     @classmethod
     def score_files(cls, references: Path, predictions: Path, **options: Any) -> dict[str, Any]:

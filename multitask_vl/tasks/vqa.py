@@ -191,6 +191,9 @@ class VQA(Task[VQAConfig]):
             intervals={"accuracy": interval_of_mean(list(found.per_question.values()), "questions")},
         )
 
+    def kinds(self, meta: Mapping[str, Any]) -> dict[str, str]:
+        return {name: meta[name] for name in ("answer_type", "question_type") if meta.get(name) is not None}
+
     @classmethod
     def score_files(cls, references: Path, predictions: Path, **options: Any) -> dict[str, Any]:
         problems, humans = Problems(str(references)), {}

@@ -11,10 +11,18 @@ from typing import Any
 import yaml
 from PIL import Image, ImageDraw
 
+from multitask_vl.reports.page import write_report
+
 COLOURS = {"red": "#c8372d", "green": "#3a8f47", "blue": "#2f62c4", "yellow": "#e3b62a", "purple": "#7d4aa6"}
 SHAPES = ("circle", "square", "triangle")
 HEADLINES = {"vqa": "accuracy", "gqa": "accuracy", "nlvr2": "accuracy", "coco_caption": "CIDEr"}
+HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)> {{ 7 * 7 }} $x^2$ ' + "long" * 60
 STEPS = 600
+COMPONENTS = {
+    "language_model": {"trainable": 0, "total": 2_524_416},
+    "visual_embedding": {"trainable": 74_496, "total": 74_496},
+    "adapter": {"trainable": 275_200, "total": 275_200},
+}
 
 
 def draw_scene(path: Path, number: int) -> list[tuple[str, str]]:
@@ -59,8 +67,31 @@ def make_run(
     splits = {split: _split(folder, world, split, skill, rng) for split in ("tune", "report", "heldout")}
     counts = {"trainable": 349_696, "total": 2_874_112}
     (folder / "scores.json").write_text(json.dumps({"step": STEPS, "splits": splits, "parameters": counts}))
+    (folder / "record.json").write_text(json.dumps(_record()))
+    (folder / "adapter").mkdir()
+    (folder / "adapter" / "adapter_config.json").write_text(json.dumps({"parameters": {"components": COMPONENTS}}))
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _metrics(splits, skill, rng)))
     return folder
+
+
+def hostile_page(base: Path) -> Path:
+    """The page of a run with a blind control, hostile and endless texts, a lost and a broken picture."""
+    world = make_world(base / "world")
+    run = make_run(base / "runs" / "full", world, base / "world")
+    blind = make_run(base / "runs" / "blind", world, base / "world", skill=0.3, features__control="shuffled")
+    for split in ("report", "heldout"):
+        path = run / "predictions" / "vqa" / f"{split}.jsonl"
+        rows = [json.loads(line) for line in path.read_text().splitlines()]
+        rows = [{**row, "text": HOSTILE, "prediction": HOSTILE, "references": [HOSTILE]} for row in rows]
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    scores = json.loads((run / "scores.json").read_text())
+    scores["splits"]["report"]["tasks"]["gqa"]["notes"]["consistency"] = HOSTILE
+    scores["splits"]["report"]["tasks"]["vqa"]["groups"]["type"] = {HOSTILE: 30.0}
+    (run / "scores.json").write_text(json.dumps(scores))
+    (run / "resolved.yaml").write_text((run / "resolved.yaml").read_text() + f"# {HOSTILE}\n")
+    (base / "world" / "images" / "scene_0000.png").unlink()
+    (base / "world" / "images" / "scene_0001.png").write_bytes(b"no picture")
+    return write_report(run, blind, items=24)
 
 
 def _config(folder: Path, data_dir: Path, seed: int) -> dict[str, Any]:
@@ -80,6 +111,14 @@ def _config(folder: Path, data_dir: Path, seed: int) -> dict[str, Any]:
     }
 
 
+def _record() -> dict[str, Any]:
+    mixture = {task: {"steps": 150, "examples": 9_600} for task in HEADLINES}
+    times = {"started": "2026-11-26T10:00:00+0000", "ended": "2026-11-26T10:04:30+0000", "resumes": []}
+    code = {"version": "0.1.0", "commit": "0123456789abcdef", "dirty": True}
+    machine = {"devices": ["A processor, 2 cores"] * 2, "processes": 2, "threads": 1, "mixed_precision": "no"}
+    return {**times, "code": code, **machine, "torch": "2.14.1", "mixture": mixture}
+
+
 def _metrics(splits: dict[str, Any], skill: float, rng: random.Random) -> list[dict[str, Any]]:
     rows = []
     final = {task: scores["value"] for task, scores in splits["tune"]["tasks"].items()}
@@ -87,7 +126,8 @@ def _metrics(splits: dict[str, Any], skill: float, rng: random.Random) -> list[d
         task = rng.choice(list(HEADLINES))
         loss = 0.4 + (1 - skill) + 2.5 * math.exp(-step / 140) + rng.gauss(0, 0.12)
         row = {"step": step, "task": task, "loss": loss, "lr": 3e-3 * (1 - step / STEPS), "grad_norm": 1.0}
-        rows.append({**row, "wall_s": 0.11})
+        time = {"step_s": 0.1, "wait_s": 0.01, "forward_s": 0.04, "backward_s": 0.03, "optimizer_s": 0.02}
+        rows.append({**row, "wall_s": 0.11, "time": {**time, "tokens_per_s": 5_000.0, "rss_mib": 700 + step}})
         if step % 100 == 0:
             grown = {task: value * (1 - 0.5 * math.exp(-step / 200)) for task, value in final.items()}
             rows.append({"step": step, "split": "tune", "scores": grown})
@@ -100,7 +140,7 @@ def _split(folder: Path, world: dict[str, Any], split: str, skill: float, rng: r
         rows, scores, kinds = [], {}, {}
         for number, key in enumerate(world):
             row, score, kind = EXAMPLES[task](world, key, rng.random() < skill, rng)
-            row["id"] = f"{split}-{number}"
+            row |= {"id": f"{split}-{number}", "kinds": {"answer_type": kind} if kind else {}}
             rows.append(row)
             scores[row["id"]] = score
             kinds.setdefault(kind, []).append(score)

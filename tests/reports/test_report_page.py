@@ -1,24 +1,18 @@
-"""Is the report page whole, safe and readable: by its markup, and in a real browser where one is installed?"""
+"""Is the report page whole, safe and readable, by its markup and its colours?"""
 
-import html
-import json
-import os
+import base64
+import hashlib
 import re
-import shutil
-import subprocess
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from multitask_vl.reports.page import write_report
-from tests.reports.run_folders import make_run, make_world
+from tests.reports.run_folders import hostile_page, make_run, make_world
 
-HOSTILE = '<script>alert("1")</script><img src=x onerror=alert(2)> {{ 7 * 7 }} $x^2$ ' + "long" * 60
 STYLE = Path(write_report.__globals__["__file__"]).with_name("style.html").read_text()
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 class Elements(HTMLParser):
@@ -36,7 +30,7 @@ class Elements(HTMLParser):
         self.inside = tag
 
     def handle_data(self, data):
-        if self.inside != "style":
+        if self.inside not in ("style", "script"):
             self.text += data
 
     def named(self, *names: str) -> list[dict[str, str | None]]:
@@ -46,23 +40,7 @@ class Elements(HTMLParser):
 @pytest.fixture(scope="module")
 def page(tmp_path_factory) -> Path:
     """The page of a run with a blind control, hostile and endless texts, a lost and a broken picture."""
-    base = tmp_path_factory.mktemp("page")
-    world = make_world(base / "world")
-    run = make_run(base / "runs" / "full", world, base / "world")
-    blind = make_run(base / "runs" / "blind", world, base / "world", skill=0.3, features__control="shuffled")
-    for split in ("report", "heldout"):
-        path = run / "predictions" / "vqa" / f"{split}.jsonl"
-        rows = [json.loads(line) for line in path.read_text().splitlines()]
-        rows = [{**row, "text": HOSTILE, "prediction": HOSTILE, "references": [HOSTILE]} for row in rows]
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    scores = json.loads((run / "scores.json").read_text())
-    scores["splits"]["report"]["tasks"]["gqa"]["notes"]["consistency"] = HOSTILE
-    scores["splits"]["report"]["tasks"]["vqa"]["groups"]["type"] = {HOSTILE: 30.0}
-    (run / "scores.json").write_text(json.dumps(scores))
-    (run / "resolved.yaml").write_text((run / "resolved.yaml").read_text() + f"# {HOSTILE}\n")
-    (base / "world" / "images" / "scene_0000.png").unlink()
-    (base / "world" / "images" / "scene_0001.png").write_bytes(b"no picture")
-    return write_report(run, blind, items=24)
+    return hostile_page(tmp_path_factory.mktemp("page"))
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +48,9 @@ def elements(page) -> Elements:
     return Elements(page.read_text())
 
 
-def test_the_page_needs_no_other_file_and_runs_no_script(page, elements):
-    assert elements.named("script", "link", "iframe", "object") == []
+def test_the_page_needs_no_other_file_and_runs_no_script_but_its_own(page, elements):
+    assert elements.named("link", "iframe", "object") == []
+    assert elements.named("script") == [{}]
     for attributes in (attributes for _, attributes in elements.found):
         for name in ("src", "href", "xlink:href", "srcset", "data", "poster"):
             assert (attributes.get(name) or "#").startswith(("#", "data:image/jpeg;base64,"))
@@ -79,6 +58,9 @@ def test_the_page_needs_no_other_file_and_runs_no_script(page, elements):
     assert not re.search(r"url\((?!#)|@import", page.read_text())
     policy = next(a["content"] for a in elements.named("meta") if a.get("http-equiv") == "Content-Security-Policy")
     assert "default-src 'none'" in policy
+    script = re.search(r"<script>(.*?)</script>", page.read_text(), re.DOTALL)[1]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy.endswith(f"script-src 'sha256-{digest}'")
 
 
 def test_texts_of_the_run_are_shown_as_they_are(elements):
@@ -178,67 +160,3 @@ def test_colours_can_be_told_from_their_ground(theme):
             assert contrast(colours[name], ground) >= 4.5, (name, ground)
         for i in range(6):
             assert contrast(colours[f"series-{i}"], ground) >= 3.0, (i, ground)
-
-
-# ---- a real browser
-
-# A frame as wide as a telephone, because a headless window is never narrower than 500 pixels; its page stays as it is.
-FRAME = """<!doctype html><body style="margin:0">
-<iframe width="{width}" height="2000" style="border:0" srcdoc="{page}"></iframe>
-<script>
-onload = () => {{
-  const inner = frames[0], doc = inner.document, all = name => [...doc.querySelectorAll(name)];
-  const box = e => e.getBoundingClientRect();
-  const free = all('main *, header *').filter(e => !e.closest('.scroll, pre, svg'));
-  document.title = JSON.stringify({{
-    inner: inner.innerWidth, scroll: doc.documentElement.scrollWidth, images: doc.images.length,
-    broken: [...doc.images].filter(i => !(i.complete && i.naturalWidth > 0)).length,
-    past: free.filter(e => box(e).right > inner.innerWidth + 0.5).map(e => e.tagName + '.' + e.className),
-    labels: all('.panel svg text').length, small: all('.panel svg text').filter(e => box(e).height < 9).length,
-  }});
-}};
-</script>"""
-
-
-def browse(tmp_path: Path, page: Path, width: int, *options: str) -> subprocess.CompletedProcess:
-    if BROWSER is None:
-        pytest.skip("no chromium or chrome is installed (Debian: apt-get install chromium)")
-    common = [
-        "--headless",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        "--enable-logging=stderr",
-        f"--window-size={width},2400",
-    ]
-    root = ["--no-sandbox"] if os.geteuid() == 0 else []
-    profile = f"--user-data-dir={tmp_path / 'profile'}"
-    order = [BROWSER, *common, *root, profile, *options, page.as_uri()]
-    return subprocess.run(order, capture_output=True, text=True, timeout=120, check=True)
-
-
-@pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_fits_in_a_browser(page, tmp_path, width):
-    framed = tmp_path / "framed.html"
-    framed.write_text(FRAME.format(width=width, page=html.escape(page.read_text())))
-    dom = browse(tmp_path, framed, 1400, "--dump-dom").stdout
-    seen = json.loads(html.unescape(re.search(r"<title>(.*?)</title>", dom).group(1)))
-    assert seen["inner"] == width
-    assert seen["images"] > 60
-    assert seen["labels"] > 40
-    assert (seen["broken"], seen["past"], seen["small"]) == (0, [], 0)
-    assert seen["scroll"] <= width
-
-
-@pytest.mark.parametrize(("width", "dark"), [(1280, False), (390, True)])
-def test_the_page_paints_in_light_and_dark_without_complaints(page, tmp_path, width, dark):
-    shot = tmp_path / "shot.png"
-    theme = ["--blink-settings=preferredColorScheme=0"] if dark else []
-    said = browse(tmp_path, page, width, f"--screenshot={shot}", *theme).stderr
-    assert "CONSOLE" not in said
-    with Image.open(shot) as image:
-        assert image.width == width
-        ground = image.convert("RGB").getpixel((2, 2))
-        colours = image.convert("RGB").getcolors(1 << 24)
-    expected = themes()["dark" if dark else "light"]["paper"]
-    assert ground == tuple(int(expected[i : i + 2], 16) for i in (1, 3, 5))
-    assert len(colours) > 50

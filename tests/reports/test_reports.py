@@ -315,4 +315,4 @@ def test_intervals_stand_beside_scores_and_say_what_was_resampled(place, copy):
 def test_a_run_without_intervals_reads_as_before(place):
     table = tables.scores_of(read_run(place / "runs" / "full"), "report")
     assert [column.name for column in table.columns] == ["task", "metric", "items", "score"]
-    assert "interval" not in report(read_run(place / "runs" / "full"), items=0)
+    assert "<p>95 % interval" not in report(read_run(place / "runs" / "full"), items=0)
