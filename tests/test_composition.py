@@ -95,3 +95,16 @@ def test_a_list_in_yaml_is_a_list_of_methods(tmp_path):
     own.write_text(f"compose: [{path.name}]\nmethod: [adapter, promt]\n")
     with pytest.raises(InputError, match=r"own.yaml:2: method.1.name: got 'promt'; did you mean 'prompt'\?"):
         load_config(own)
+
+
+def test_what_is_pretrained_is_the_language_model_s_own():
+    model = build_model(combined("adapter", "bitfit"))
+    trained = {id(parameter): name for name, parameter in model.trainable().items()}
+    own = {trained[id(parameter)] for parameter in model.pretrained()}
+    assert own
+    assert all("norm" in name or name.endswith("bias") for name in own)
+    others = set(trained.values()) - own
+    assert {name.split(".")[0] for name in others} == {"lm", "visual"}
+    assert all(name.startswith("visual.") or ".down." in name or ".up." in name for name in others)
+    full = build_model(tiny_config("full"))
+    assert {id(p) for p in full.pretrained()} == {id(p) for p in full.lm.parameters()}

@@ -72,6 +72,22 @@ def test_decay_groups():
     assert decaying(decay="matrices") == {"a.weight"}
 
 
+def test_the_backbone_s_own_weights_may_have_their_own_rate():
+    named = {
+        "new": torch.nn.Parameter(torch.ones(1)),
+        "old": torch.nn.Parameter(torch.ones(1)),
+        "old.bias": torch.nn.Parameter(torch.ones(1)),
+    }
+    optimizer = build_optimizer(named, settings(backbone_lr=0.025), [named["old"], named["old.bias"]])
+    set_learning_rate(optimizer, 0.04)
+    rates = {n: g["lr"] for g in optimizer.param_groups for n, p in named.items() if any(p is q for q in g["params"])}
+    assert rates == pytest.approx({"new": 0.04, "old": 0.01, "old.bias": 0.01})
+    assert optimizer.param_groups[0]["lr"] == 0.04  # the one that is logged
+    decays = [group["weight_decay"] for group in optimizer.param_groups]
+    assert decays == [0.1, 0.1, 0.0]
+    assert len(build_optimizer(named, settings(), [named["old"]]).param_groups) == 2
+
+
 def test_learning_rate_by_hand():
     rates = [learning_rate(step, 20, 1.0, 0.1) for step in range(21)]
     assert rates[:3] == [0.0, 0.5, 1.0]

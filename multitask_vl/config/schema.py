@@ -156,6 +156,9 @@ class TrainingConfig(Section):
     the order of examples stay. Halving takes an all-reduce of one number a step where there are several processes."""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Peak learning rate."""
+    backbone_lr: Annotated[float, Field(gt=0)] | None = None
+    """Peak rate of the backbone's own weights, where the method trains some. None: `lr`, as published. What is new (the
+    visual embedding, what a method adds) starts small and may need a rate that would harm what was pretrained."""
     warmup_ratio: Share = 0.1
     """Share of the steps with a rising rate; afterwards it falls linearly to 0."""
     optimizer: Literal["adamw", "adamw_decay_after"] = "adamw"

@@ -127,7 +127,7 @@ def one_step(run: Run, accelerator: Accelerator) -> str:
     settings = run.config.training
     torch.manual_seed(run.config.seed)
     parameters = run.model.trainable()
-    optimizer = build_optimizer(parameters, settings)
+    optimizer = build_optimizer(parameters, settings, run.model.pretrained())
     if settings.gradient_checkpointing:
         run.model.enable_gradient_checkpointing()
     wrapped, prepared = accelerator.prepare(run.model, optimizer)

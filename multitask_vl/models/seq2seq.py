@@ -185,6 +185,11 @@ class VLSeq2Seq(nn.Module):
         """Name -> parameter of all that is trained, each object once: exactly what is saved."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
+    def pretrained(self) -> list[nn.Parameter]:
+        """Those of the trainable ones that are the language model's own, not new."""
+        added = {id(p) for method in self.methods for p in method.added}
+        return [p for p in self.lm.parameters() if p.requires_grad and id(p) not in added]
+
     def parameter_counts(self) -> tuple[int, int]:
         """Trainable and total, tied parameters counted once."""
         counts = [(parameter.requires_grad, parameter.numel()) for parameter in self.parameters()]

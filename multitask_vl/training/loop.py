@@ -71,7 +71,7 @@ def _train(loaded: Loaded, accelerator: Accelerator, interruption: Interruption)
     total = settings.steps or math.ceil(settings.epochs * schedule.steps_per_epoch)
 
     parameters = model.trainable()
-    optimizer = build_optimizer(parameters, settings)
+    optimizer = build_optimizer(parameters, settings, model.pretrained())
     first = done = checkpoint.load(start_from, parameters, optimizer) if start_from else 0
     state = checkpoint.read_state(start_from) if start_from else {}
     sizes = memory.micro_batches(config, schedule.batch_sizes, accelerator.num_processes, state)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch.nn import Parameter
@@ -45,13 +45,18 @@ class AdamWDecayAfter(torch.optim.AdamW):
                 parameter.add_(parameter, alpha=-group["lr"] * group["weight_decay"])
 
 
-def build_optimizer(named_parameters: Mapping[str, Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimiser of the trainable tensors, in two groups: those that decay and those that do not.
+def build_optimizer(
+    named_parameters: Mapping[str, Parameter], config: TrainingConfig, pretrained: Sequence[Parameter] = ()
+) -> torch.optim.Optimizer:
+    """The optimiser of the trainable tensors, in groups: those that decay and those that do not, and with a rate of
+    their own (`config.backbone_lr`) the pretrained ones apart, behind the others.
 
     Args:
         named_parameters: name -> trainable tensor; the name decides what counts as a bias.
-        config: rate, betas, epsilon, decay and which AdamW.
+        config: rates, betas, epsilon, decay and which AdamW.
+        pretrained: which of the tensors are the backbone's own.
     """
+    slow = {id(parameter) for parameter in pretrained} if config.backbone_lr is not None else set()
 
     def decays(name: str, parameter: Parameter) -> bool:
         if config.decay == "matrices":
@@ -59,8 +64,13 @@ def build_optimizer(named_parameters: Mapping[str, Parameter], config: TrainingC
         return "bias" not in name
 
     groups = [
-        {"params": [p for n, p in named_parameters.items() if decays(n, p)], "weight_decay": config.weight_decay},
-        {"params": [p for n, p in named_parameters.items() if not decays(n, p)], "weight_decay": 0.0},
+        {
+            "params": [p for n, p in named_parameters.items() if decays(n, p) == decay and (id(p) in slow) == own],
+            "weight_decay": config.weight_decay if decay else 0.0,
+            "relative": config.backbone_lr / config.lr if own and slow else 1.0,
+        }
+        for own in (False, True)
+        for decay in (True, False)
     ]
     groups = [group for group in groups if group["params"]]
     common = {"lr": config.lr, "betas": config.betas, "eps": config.eps}
@@ -80,9 +90,9 @@ def learning_rate(step: int, total: int, peak: float, warmup_ratio: float) -> fl
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Use ``rate`` from the next step on, in every group."""
+    """Use ``rate`` from the next step on, in every group: as it is, or in the backbone's proportion to it."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["relative"]
 
 
 def clip_gradients(parameters: Iterable[Parameter], max_norm: float | None) -> float:
