@@ -133,7 +133,7 @@ def _panel(name: str, task: str, series: Mapping[str, Points], last_step: int, s
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     summary = "; ".join(words)
     what = "Training loss" if smooth else "Score"
-    return Panel(task, _inline(buffer.getvalue(), name, f"{what} of {task} by step. {summary}."), summary)
+    return Panel(task, inline(buffer.getvalue(), name, f"{what} of {task} by step. {summary}."), summary)
 
 
 def _dress(axes: Axes, last_step: int) -> None:
@@ -151,7 +151,7 @@ def _dress(axes: Axes, last_step: int) -> None:
     axes.set_xlim(-0.02 * last_step, 1.02 * last_step)
 
 
-def _inline(svg: str, name: str, description: str) -> Markup:
+def inline(svg: str, name: str, description: str) -> Markup:
     """matplotlib's SVG as an element of a page: no prologue, ids that are the page's only ones, the theme's colours."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)

@@ -76,9 +76,10 @@ class Shelf:
 
     @property
     def filters(self) -> list[str]:
-        """What a reader may choose to see, in a fixed order."""
-        found = dict.fromkeys(name for item in self.items for name in item.filters)
-        return sorted(found, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+        """What a reader may choose to see, in a fixed order; what is so of all items is no choice."""
+        found = Counter(name for item in self.items for name in item.filters)
+        choices = [name for name, times in found.items() if times < len(self.items)]
+        return sorted(choices, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
 
     @property
     def brief(self) -> bool:

@@ -47,7 +47,7 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["cell"] = lambda value, kind="score": cell(value, kind, minus="−")
+    environment.filters["cell"] = lambda value, kind="score": cell(value, kind, minus="−", plus_minus=" ± ")
     environment.filters["sort_key"] = _sort_key
     return environment
 

@@ -98,9 +98,9 @@ def compare(runs: Sequence[Run], split: str | None = None) -> Table:
     split = pick_split(runs[0], split)
     for run in runs:
         pick_split(run, split)
-    columns = _shared_columns(runs, split)
+    columns = shared_columns(runs, split)
     rows, notes = [], []
-    for group in _by_seed(runs):
+    for group in by_seed(runs):
         first = group[0]
         values = [[_value(run, split, task) for run in group] for task in columns]
         complete = all(task in first.scores.splits[split].tasks for task in columns)
@@ -187,7 +187,7 @@ def _with_intervals(table: Table, intervals: Sequence[tuple[str, IntervalOf | No
     )
 
 
-def _shared_columns(runs: Sequence[Run], split: str) -> dict[str, str]:
+def shared_columns(runs: Sequence[Run], split: str) -> dict[str, str]:
     """Task -> headline metric over all runs; InputError where one task was scored in two ways."""
     ways: dict[str, dict[tuple[str, int], Run]] = {}
     for run in runs:
@@ -204,7 +204,7 @@ def _shared_columns(runs: Sequence[Run], split: str) -> dict[str, str]:
     return {task: next(iter(found))[0] for task, found in ways.items()}
 
 
-def _by_seed(runs: Sequence[Run]) -> list[list[Run]]:
+def by_seed(runs: Sequence[Run]) -> list[list[Run]]:
     """Runs in groups that share everything but the seed, in the order given."""
     groups: list[tuple[dict, list[Run]]] = []
     for run in runs:

@@ -139,7 +139,9 @@ def _split(folder: Path, world: dict[str, Any], split: str, skill: float, rng: r
     for task, headline in HEADLINES.items():
         rows, scores, kinds = [], {}, {}
         for number, key in enumerate(world):
-            row, score, kind = EXAMPLES[task](world, key, rng.random() < skill, rng)
+            # what is asked is the same in all runs, how it is answered is not
+            asked = random.Random(f"{task} {split} {number}")
+            row, score, kind = EXAMPLES[task](world, key, rng.random() < skill, asked)
             row |= {"id": f"{split}-{number}", "kinds": {"answer_type": kind} if kind else {}}
             rows.append(row)
             scores[row["id"]] = score
