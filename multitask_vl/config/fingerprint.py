@@ -36,6 +36,7 @@ MAY_DIFFER = (
     "training.micro_batch_size",
     "training.on_oom",
     "training.gradient_checkpointing",
+    "training.compile",
 )
 """Keys that a resumed run may change: they decide where things go, what is measured and how memory is used;
 and what happens to a step that would have ended the run."""

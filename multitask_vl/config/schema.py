@@ -177,6 +177,9 @@ class TrainingConfig(Section):
     """None leaves it to `accelerate launch`."""
     gradient_checkpointing: bool = False
     """Recompute layers in the backward pass (non-reentrant) to save memory."""
+    compile: bool = False
+    """Let torch.compile work on every layer of the language model while it trains; for GPUs. Each task and each kind of
+    shape takes minutes once. Not together with `gradient_checkpointing`, whose context torch.compile cannot trace."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that prepare batches."""
     log_every: Positive = 10
@@ -201,6 +204,13 @@ class TrainingConfig(Section):
         if isinstance(values, dict) and values.get("steps") is not None and "epochs" not in values:
             return {**values, "epochs": None}
         return values
+
+    @field_validator("compile")
+    @classmethod
+    def _traceable(cls, compiled: bool, info: ValidationInfo) -> bool:
+        if compiled and info.data.get("gradient_checkpointing"):
+            raise ValueError("not together with training.gradient_checkpointing; set one of them to false")
+        return compiled
 
     @field_validator("steps")
     @classmethod

@@ -15,14 +15,12 @@ def predicting_in(model: nn.Module, accelerator: Accelerator, bf16_weights: bool
     """Run the body in the precision of training.
 
     Under bf16 all weights are bf16 for as long as the body runs, and autocast is off: it would cast what is trained
-    anew at every token, and go back to float32 at every norm.
+    anew at every token, and go back to float32 at every norm. What is compiled for training is not used: the shapes of
+    predictions change at every token.
     """
-    if accelerator.mixed_precision == "bf16" and bf16_weights:
-        with _all_bf16(model):
-            yield
-    else:
-        with accelerator.autocast():
-            yield
+    bf16 = accelerator.mixed_precision == "bf16" and bf16_weights
+    with torch.compiler.set_stance("force_eager"), _all_bf16(model) if bf16 else accelerator.autocast():
+        yield
 
 
 @contextmanager

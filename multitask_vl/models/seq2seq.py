@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from multitask_vl.config.schema import Config, DecodingConfig
 from multitask_vl.data.batch import Batch
@@ -75,6 +76,7 @@ class VLSeq2Seq(nn.Module):
         self.config = config
         self.loaded: dict[str, Any] | None = None
         self.held: torch.dtype | None = None
+        self.compiled = False
         family.decoder(lm).register_forward_pre_hook(context.door, with_kwargs=True)
 
     # ---- training
@@ -242,10 +244,27 @@ class VLSeq2Seq(nn.Module):
             )
         self.lm.activation_checkpointing_enable({"use_reentrant": False, "context_fn": self._recomputed})
 
+    def compile_layers(self, **options: Any) -> None:
+        """Let torch.compile work on every layer of the language model, with what methods put there.
+
+        Layer by layer, since alike ones share what is compiled, and parameters keep their names. Dropout takes torch's
+        own masks from then on. Predictions of `multitask_vl.evaluation` stay uncompiled: shapes change at every token.
+
+        Args:
+            options: of `torch.compile`.
+        """
+        # a graph for each task's own bottlenecks, with and without each shape that is 1; beyond the limit nothing is
+        # compiled, without an error
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
+        for module in self.lm.modules():
+            if isinstance(module, GradientCheckpointingLayer):
+                module.compile(**{"dynamic": True} | options)
+        self.compiled = True
+
     def _masks(self) -> AbstractContextManager:
         """Where a forward pass in training takes its dropout masks from."""
         on_cpu = self.visual.project.weight.device.type == "cpu"
-        cheap = self.training and on_cpu and not torch.compiler.is_compiling()
+        cheap = self.training and on_cpu and not self.compiled and not torch.compiler.is_compiling()
         return CpuDropout() if cheap else nullcontext()
 
     def _recomputed(self) -> tuple[AbstractContextManager, AbstractContextManager]:

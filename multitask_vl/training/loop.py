@@ -80,6 +80,8 @@ def _train(loaded: Loaded, accelerator: Accelerator, interruption: Interruption)
         accelerator.scaler.load_state_dict(state["scaler"])
     if settings.gradient_checkpointing:
         model.enable_gradient_checkpointing()
+    if settings.compile:
+        model.compile_layers()
     wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
     progress = Progress(total, done, accelerator.is_main_process, config.tracking.line_every)
     claim_run_folder(loaded, accelerator, done, progress.say)

@@ -83,7 +83,7 @@ def where_to_start(config: Config) -> Path | None:
 
 
 def what_changes_bits(state: Mapping[str, object], accelerator: Accelerator, config: Config) -> list[str]:
-    """Remarks on settings that keep the order of examples but not every bit: threads, processes, micro-batches.
+    """Remarks on settings that keep the order of examples but not every bit, such as threads and processes.
 
     Args:
         state: as recorded with the checkpoint that the run goes on from.
@@ -104,6 +104,7 @@ def machine(accelerator: Accelerator, config: Config) -> dict[str, object]:
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
         "micro_batch_size": config.training.micro_batch_size,
+        "compile": config.training.compile,
     }
 
 
