@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.embedded_runs import RANK, SEEDS, StudyRun
+from benchmarks.embedded_runs import SEEDS, StudyRun
 from multitask_vl.reports.formats import Spread
 from multitask_vl.synthetic.language import QUESTIONS
 
@@ -18,6 +18,9 @@ EXISTENCE = "existence"
 _EXISTENCE = re.compile(
     "|".join(re.escape(wording).replace(r"\{x\}", "[a-z ]+") for wording in QUESTIONS["exist"].seen)
 )
+SIDED = "sided"
+"""NLVR2's statements that name a side, which need the two pictures told apart."""
+_SIDED = re.compile(r".*\b(left|right)\b.*")
 _EDGE = 0.2
 """Share of the logged steps that counts as the start, and as the end, of training."""
 
@@ -27,13 +30,14 @@ class Result:
     """One finished run.
 
     Attributes:
-        scores: split -> task or `EXISTENCE` -> score.
+        scores: split -> task, `EXISTENCE` or `SIDED` -> score.
         losses: task -> mean training loss over the first and over the last fifth of the steps.
         worst: the largest training loss logged in the second half of the steps, of whichever task.
         cpu_s: processor time, all of the command; None where it is not known.
         steps: how many steps it took.
         trained: share of the parameters trained, in percent.
-        step_ms: median time of a training step in milliseconds.
+        step_ms: median time of a training step in milliseconds; None where it is not known.
+        version: commit of the code that ran, with a star where files differed from it.
     """
 
     run: StudyRun
@@ -43,7 +47,8 @@ class Result:
     cpu_s: float | None
     steps: int
     trained: float
-    step_ms: float
+    step_ms: float | None
+    version: str
 
 
 Results = Mapping[str, Sequence[Result]]
@@ -78,7 +83,9 @@ def read_result(run: StudyRun, out: Path) -> Result:
     for split, entry in record["splits"].items():
         scores[split] = {task: one["value"] for task, one in entry["tasks"].items()}
         if "vqa" in scores[split]:
-            scores[split][EXISTENCE] = existence(folder / "predictions" / "vqa", split)
+            scores[split][EXISTENCE] = part(folder / "predictions" / "vqa", split, _EXISTENCE)
+        if "nlvr2" in scores[split]:
+            scores[split][SIDED] = part(folder / "predictions" / "nlvr2", split, _SIDED)
         scores[split]["average"] = entry["average"]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     rows = [row for row in rows if "loss" in row]
@@ -92,14 +99,20 @@ def read_result(run: StudyRun, out: Path) -> Result:
         steps=record["step"],
         trained=100 * counts["trainable"] / counts["total"],
         step_ms=1000 * statistics.median(row["wall_s"] for row in rows),
+        version=_version(folder / "record.json"),
     )
 
 
-def existence(folder: Path, split: str) -> float:
-    """Mean VQA accuracy of the questions that ask whether something is there, 0 to 100, from a run's predictions."""
+def _version(record: Path) -> str:
+    code = json.loads(record.read_text()).get("code", {}) if record.is_file() else {}
+    return f"{(code.get('commit') or 'unknown')[:7]}{'*' if code.get('dirty') else ''}"
+
+
+def part(folder: Path, split: str, wording: re.Pattern[str]) -> float:
+    """Mean accuracy of the questions or statements of this wording, 0 to 100, from a run's predictions."""
     scores = json.loads((folder / f"{split}.per_example.json").read_text())
     rows = [json.loads(line) for line in (folder / f"{split}.jsonl").read_text().splitlines()]
-    return statistics.mean(scores[row["id"]] for row in rows if _EXISTENCE.fullmatch(row["text"]))
+    return statistics.mean(scores[row["id"]] for row in rows if wording.fullmatch(row["text"]))
 
 
 def first_and_last(rows: Sequence[dict], steps: int) -> dict[str, tuple[float, float]]:
@@ -124,17 +137,12 @@ def spread(results: Sequence[Result], split: str, what: str) -> Spread | None:
 def curve_points(results: Results, group: str) -> list[tuple[str, Sequence[Result]]]:
     """(value, results) along a curve, from little to much; empty where the curve's own runs have not finished.
 
-    The main comparison's first run is a point of the curve over steps; whichever of these has
-    as many steps as the runs of another curve is a point of that one: all of the data, the quickstart's rank.
+    The main comparison's first run is a point of the curve over steps, and the point of all the data of that over data.
     """
     points = {key.removeprefix(f"{group}: "): found for key, found in results.items() if key.startswith(f"{group}: ")}
     shared = [one for one in results.get("main: quickstart", ()) if one.run.seed == SEEDS[0]]
-    if group != "steps":
-        lengths = {one.steps for found in points.values() for one in found}
-        shared += [one for key, found in results.items() if key.startswith("steps: ") for one in found]
-        shared = [one for one in shared if one.steps in lengths][:1]
-    if points and shared:
-        points[{"steps": str(shared[0].steps), "data": "1", "rank": str(RANK)}[group]] = shared
+    if points and shared and group != "rank":
+        points[str(shared[0].steps) if group == "steps" else "1"] = shared
     return sorted(points.items(), key=lambda point: amount(point[0]))
 
 

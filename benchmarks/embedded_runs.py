@@ -12,15 +12,15 @@ STEPS = 600
 """Of the main comparison: those of configs/quickstart.yaml."""
 CURVE_LENGTHS = (150, 400, 1200)
 """Steps of the curve over steps; the main comparison's first run is one more point."""
-CURVE_STEPS = 400
-"""Of the runs that vary data or rank: long enough to tell, short enough not to be at the ceiling."""
-CURVE_SHARES = (64, 8)
-"""One part in so many of the training split."""
-CURVE_RANKS = (4, 64, 16)
-RANK = 32
-"""The quickstart's."""
-FULL_RATES = ("2e-4", "1e-3")
-"""Peak rates at which every weight is trained, besides that of configs/controls/full.yaml."""
+CURVE_SHARES = (64, 16, 4)
+"""One part in so many of the training split, for the quickstart's number of steps: from 51 passes over the questions of
+the smallest part to less than one over all of them. With fewer steps the steps are the limit, not the data."""
+CURVE_RANKS = (1, 4, 16, 64)
+RANK_STEPS = 400
+"""Long enough to tell, short enough not to be at the ceiling."""
+BARE = ("method.sharing=single", "method.train_layer_norms=none")
+"""The curve over ranks: one adapter for four tasks and no norm beside it, so that rank is what there is to learn with.
+An adapter per task of rank 4 with trained norms already does what rank 64 does."""
 ROUTED_STEPS = 200
 """Shorter than the quickstart: these runs ask for stability, not for the last point."""
 HIGH_RATES = ("5e-3", "1e-2")
@@ -58,6 +58,25 @@ SHARINGS = {
     "adapter per task": ("method.sharing=per_task",),
     "LoRA": (LORA, "method.sharing=single"),
 }
+BESIDE = (
+    "plugins=[benchmarks.full_beside]",
+    "method=[{name: adapter, rank: 32, activation: gelu_new, sharing: per_task, train_layer_norms: all}, "
+    "{name: full_beside}]",
+)
+QUICKSTART, FULL = "configs/quickstart.yaml", "configs/controls/full.yaml"
+ONE_RATE = "training.backbone_lr=null"
+BOUNDS = {
+    "quickstart, no routing": (QUICKSTART, 1, "frozen", "2e-3", ("routing.function=none",)),
+    "full, twice the steps": (FULL, 2, "1e-4", "2e-3", ()),
+    "full, faster": (FULL, 1, "5e-4", "2e-3", ("training.backbone_lr=5e-4",)),
+    "full, one rate": (FULL, 1, "5e-4", "5e-4", ("training.lr=5e-4", ONE_RATE)),
+    "full, one rate, twice the steps": (FULL, 2, "5e-4", "5e-4", ("training.lr=5e-4", ONE_RATE)),
+    "full, one higher rate": (FULL, 1, "1e-3", "1e-3", ("training.lr=1e-3", ONE_RATE)),
+    "quickstart and full": (QUICKSTART, 1, "1e-4", "2e-3", (*BESIDE, "training.backbone_lr=1e-4")),
+    "quickstart and full, faster": (QUICKSTART, 1, "5e-4", "2e-3", (*BESIDE, "training.backbone_lr=5e-4")),
+}
+"""What training every weight takes, beside the rows of the main comparison: row -> configuration, how many times the
+quickstart's steps, peak rate of what was pretrained and of what is new, overrides."""
 LESS_WANTED = ("random_clip", "random_bart")
 """Rows of the main comparison that only take apart what another row shows."""
 ALWAYS = (
@@ -75,7 +94,7 @@ class StudyRun:
 
     Attributes:
         name: of its folder, unique.
-        group: which table it belongs to: main, routed, rates, steps, data, rank or methods.
+        group: which table it belongs to: main, bounds, routed, rates, steps, data, rank or methods.
         row: which row of the table; runs of the same row differ by the seed alone.
         config: its YAML.
         overrides: what else is said on the command line.
@@ -97,6 +116,10 @@ class StudyRun:
         script = ["launch/train_multitask.py", "--config", self.config]
         return [*script, *places, *ALWAYS, *subset, *self.overrides]
 
+    def settings(self) -> str:
+        """What decides its outcome besides the code: configuration, seed, share of the data, overrides."""
+        return shlex.join([self.config, f"seed={self.seed}", f"share=1/{self.share}", *self.overrides])
+
     def command(self, world: Path | str = "data/world", out: Path | str = "runs/embedded_world") -> str:
         """The same as a line for a shell in the project's folder."""
         return shlex.join(["python", *self.words(world, out)]).replace(f"={Path.cwd()}/", '="$PWD"/')
@@ -111,7 +134,8 @@ def all_runs(shorter: int = 1) -> list[StudyRun]:
     main = _main(STEPS // shorter)
     last = [run for run in main if run.row in LESS_WANTED]
     first = [run for run in main if run.row not in LESS_WANTED]
-    return [*first, *_methods(shorter), *_curves(shorter), *_routed(shorter), *last, *_rates(shorter)]
+    more = (_bounds, _methods, _curves, _routed)
+    return [*first, *(run for group in more for run in group(shorter)), *last, *_rates(shorter)]
 
 
 def subset_overrides(folder: Path) -> tuple[str, ...]:
@@ -142,13 +166,21 @@ def _main(steps: int) -> list[StudyRun]:
         for row, (config, seeds) in rows.items()
         for seed in seeds
     ]
-    config, seed, longer = "configs/controls/full.yaml", SEEDS[0], f"training.steps={2 * steps}"
-    runs.append(StudyRun(f"full_longer-{seed}", "main", "full, twice the steps", config, seed, (longer,)))
-    runs += [
-        StudyRun(f"full_{rate}-{seed}", "main", f"full, rate {rate}", config, seed, (length, f"training.lr={rate}"))
-        for rate in FULL_RATES
-    ]
     return runs
+
+
+def _bounds(shorter: int) -> list[StudyRun]:
+    return [
+        StudyRun(
+            name=f"{row.replace(', ', '_').replace(' ', '_')}-{SEEDS[0]}",
+            group="bounds",
+            row=row,
+            config=config,
+            seed=SEEDS[0],
+            overrides=(f"training.steps={times * STEPS // shorter}", "evaluation.final=[report]", *overrides),
+        )
+        for row, (config, times, _, _, overrides) in BOUNDS.items()
+    ]
 
 
 def _routed(shorter: int) -> list[StudyRun]:
@@ -214,14 +246,12 @@ def _methods(shorter: int) -> list[StudyRun]:
 
 
 def _curves(shorter: int) -> list[StudyRun]:
-    seed, length = SEEDS[0], f"training.steps={CURVE_STEPS // shorter}"
+    def run(group: str, row: int | str, length: int, *overrides: str, share: int = 1) -> StudyRun:
+        name = f"{group}_{str(row).replace('/', '_')}-{SEEDS[0]}"
+        words = (*overrides, f"training.steps={length // shorter}", "evaluation.final=[report]")
+        return StudyRun(name, group, str(row), "configs/quickstart.yaml", SEEDS[0], words, share)
 
-    def run(group: str, row: int | str, *overrides: str, share: int = 1) -> StudyRun:
-        name = f"{group}_{str(row).replace('/', '_')}-{seed}"
-        final = "evaluation.final=[report]"
-        return StudyRun(name, group, str(row), "configs/quickstart.yaml", seed, (*overrides, final), share)
-
-    steps = [run("steps", steps // shorter, f"training.steps={steps // shorter}") for steps in CURVE_LENGTHS]
-    data = [run("data", f"1/{share}", length, share=share) for share in CURVE_SHARES]
-    ranks = [run("rank", rank, length, f"method.rank={rank}") for rank in CURVE_RANKS]
+    steps = [run("steps", steps // shorter, steps) for steps in CURVE_LENGTHS]
+    data = [run("data", f"1/{share}", STEPS, share=share) for share in CURVE_SHARES]
+    ranks = [run("rank", rank, RANK_STEPS, *BARE, f"method.rank={rank}") for rank in CURVE_RANKS]
     return [one for turn in zip_longest(steps, ranks, data) for one in turn if one]  # a point of each in turn

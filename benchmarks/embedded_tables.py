@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.embedded_charts import write_charts
-from benchmarks.embedded_results import EXISTENCE, TASKS, Result, Results, curve_points, finished, spread, stopped
-from benchmarks.embedded_runs import SEEDS, StudyRun
+from benchmarks.embedded_results import EXISTENCE, SIDED, TASKS, Result, Results, curve_points, spread, stopped
+from benchmarks.embedded_runs import BOUNDS, SEEDS, StudyRun
 from multitask_vl.errors import InputError
 from multitask_vl.reports.formats import Column, Spread, Table, render
 
@@ -18,24 +18,27 @@ WANTED = {"vqa": 12, "gqa": 12, "nlvr2": 10, "coco_caption": 30}
 """By how much the quickstart must beat the blind control on the report split."""
 WANTED_EXISTENCE = 75
 SHOWN = {"vqa": "VQA", EXISTENCE: "of it existence", "gqa": "GQA", "nlvr2": "NLVR2", "coco_caption": "CIDEr"}
+MAIN_RATES = {"quickstart": ("frozen", "2e-3"), "full": ("1e-4", "2e-3")}
+"""Peak rates of what was pretrained and of what is new; those of other runs stand in `BOUNDS`."""
 PART = {"report": "Report split", "heldout": "Held-out combinations of colour and shape"}
 ROUTED = {"routed": "mm1 and mm2", "rates": "Higher rates"}
 CURVES = {"steps": "Steps", "data": "Share of the training split", "rank": "Rank"}
 
 
-def write_page(runs: Sequence[StudyRun], out: Path, docs: Path) -> Path:
+def write_page(runs: Sequence[StudyRun], out: Path, docs: Path, results: Results) -> Path:
     """Replace the part between the markers of ``docs/embedded_world.md`` by what has finished, and draw the charts.
 
     Raises:
         InputError: the page or one of its markers is missing.
     """
-    page, results = docs / "embedded_world.md", finished(runs, out)
+    page = docs / "embedded_world.md"
     text = page.read_text() if page.is_file() else ""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise InputError(f"{page}: needs one line {BEGIN} and one line {END}; what stands between them is written here")
     charts = {path.stem: f"![{about}]({path.name})" for path, about in write_charts(results, docs)}
     sections = {
         "Controls": [*tables_of(results, "main"), charts.get("embedded_world_controls")],
+        "Every weight trained": tables_of(results, "bounds"),
         "Steps, data, rank": [*tables_of(results, "curves"), charts.get("embedded_world_curves")],
         "mm1 and mm2": tables_of(results, "routed"),
         "Every method": tables_of(results, "methods"),
@@ -51,6 +54,7 @@ def tables_of(results: Results, section: str) -> list[str]:
     """The tables of a section as Markdown; one whose runs have not finished is left out."""
     tables = {
         "main": lambda: [*(main_table(results, split) for split in PART), verdict_table(results)],
+        "bounds": lambda: [bounds_table(results)],
         "curves": lambda: [curve_table(results, group, title) for group, title in CURVES.items()],
         "methods": lambda: [method_table(results)],
         "routed": lambda: [routed_table(results, *which) for which in ROUTED.items()],
@@ -72,6 +76,30 @@ def main_table(results: Results, split: str) -> Table:
     notes = (f"Steps: {', '.join(map(str, steps))}. Mean ± sample standard deviation over seeds.",) if rows else ()
     columns = (Column("run", "text"), Column("seeds", "count"), *_columns())
     return Table(PART[split], columns, tuple(rows), tuple(foot), notes)
+
+
+def bounds_table(results: Results) -> Table:
+    """What every weight trained scores by the rates of what was pretrained and of what is new."""
+    rates = {f"main: {row}": pair for row, pair in MAIN_RATES.items()}
+    rates |= {f"bounds: {row}": (old, new) for row, (_, _, old, new, _) in BOUNDS.items()}
+    rows = []
+    for key, pair in rates.items():
+        found = results.get(key, [])
+        if scores := _scores(found, "report"):
+            sided = spread(found, "report", SIDED)
+            rows.append((key.partition(": ")[2], len(found), found[0].steps, *pair, *scores, sided))
+    columns = (
+        Column("run", "text"),
+        *(Column(name, "count") for name in ("seeds", "steps")),
+        *(Column(name, "text") for name in ("rate, pretrained", "rate, new")),
+        *_columns(),
+        Column("NLVR2 naming a side"),
+    )
+    notes = (
+        "Peak rates of the language model's pretrained weights (`training.backbone_lr`) and of what is new: the visual "
+        "embedding and adapters (`training.lr`). `faster`: the former at five times the rate. Report split.",
+    )
+    return Table("Every weight trained", columns, tuple(rows), notes=notes if rows else ())
 
 
 def gap(results: Results, split: str, what: str) -> float | None:
@@ -132,7 +160,8 @@ def curve_table(results: Results, group: str, title: str) -> Table:
     columns = (Column(title.lower(), "text"), *_columns())
     lengths = sorted({one.steps for _, found in points for one in found})
     length = "" if group == "steps" else f"{', '.join(map(str, lengths))} steps; "
-    notes = (f"One seed ({SEEDS[0]}), report split; {length}everything else as in the quickstart.",)
+    bare = "one adapter for all tasks and no trained norms; " if group == "rank" else ""
+    notes = (f"One seed ({SEEDS[0]}), report split; {length}{bare}everything else as in the quickstart.",)
     return Table(title, columns, tuple(rows), notes=notes if rows else ())
 
 
@@ -143,7 +172,8 @@ def method_table(results: Results) -> Table:
         if key.startswith("methods: "):
             steps.add(one.steps)
             scores = _scores([one], "report")
-            rows.append((key.removeprefix("methods: "), one.trained, *scores, f"{one.step_ms:.0f}"))
+            time = "" if one.step_ms is None else f"{one.step_ms:.0f}"
+            rows.append((key.removeprefix("methods: "), one.trained, *scores, time))
     columns = (Column("method", "text"), Column("trained, %", "percent"), *_columns(), Column("ms a step", "text"))
     notes = (
         f"One seed ({SEEDS[0]}), {', '.join(map(str, sorted(steps)))} steps, report split, no routing; peak rate 2e-3, "
@@ -159,13 +189,14 @@ def listing(results: Results) -> str:
     for found in results.values():
         for one in found:
             cost = "not known" if one.cpu_s is None else f"{one.cpu_s:,.0f}"
-            rows.append(f"| {one.run.name} | {one.steps:,} | {one.trained:.1f} | {cost} | `{one.run.command()}` |")
+            told = f"{one.steps:,} | {one.trained:.1f} | {cost} | {one.version}"
+            rows.append(f"| {one.run.name} | {told} | `{one.run.command()}` |")
     total = sum(one.cpu_s or 0 for found in results.values() for one in found)
     head = [
         f"<details><summary>All {len(rows)} runs, {total / 3600:.1f} hours of one core, with their commands</summary>",
         "",
-        "| run | steps | trained, % | CPU s | command |",
-        "|---|---:|---:|---:|---|",
+        "| run | steps | trained, % | CPU s | code | command |",
+        "|---|---:|---:|---:|---|---|",
     ]
     return "\n".join([*head, *rows, "", "</details>"])
 

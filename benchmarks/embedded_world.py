@@ -1,8 +1,10 @@
 """Does the embedded world teach? python -m benchmarks.embedded_world --world DIR --out DIR [--only GROUP ...]
 
 Runs the study's runs one after another through launch/train_multitask.py, then writes its tables and charts to
-docs/embedded_world.md. A run with a scores.json is finished and not run again; an interrupted one goes on from its
-checkpoint: to go on after whatever stopped it, give the same command again. Two of these commands may run side by side.
+docs/embedded_world.md, and settings and scores of what has finished to docs/embedded_world.json. What stands there, or
+has a scores.json, is finished and not run again (--again runs what only stands there); an interrupted run goes on from
+its checkpoint: to go on after whatever stopped it, give the same command again. Two of these commands may run side by
+side.
 
 Before it: python -m multitask_vl.synthetic.build --out DIR, launch/extract_features.py with configs/quickstart.yaml and
 with configs/controls/random_clip.yaml, python -m benchmarks.symbolic_store --world DIR.
@@ -17,13 +19,14 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from benchmarks.embedded_record import FILE, kept
 from benchmarks.embedded_runs import StudyRun, all_runs
 from benchmarks.embedded_subset import write_subset
 from multitask_vl.errors import InputError, exits_cleanly
 from multitask_vl.sweep.jobs import Jobs
 
 ROOT = Path(__file__).resolve().parents[1]
-GROUPS = ("main", "routed", "rates", "steps", "data", "rank", "methods")
+GROUPS = ("main", "bounds", "routed", "rates", "steps", "data", "rank", "methods")
 
 
 def unfinished(runs: Sequence[StudyRun], out: Path) -> list[StudyRun]:
@@ -63,6 +66,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="folder of the study's runs")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of embedded_world.md")
     parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="run only these groups")
+    parser.add_argument("--again", action="store_true", help="run what is on record, but has no folder in --out, again")
     parser.add_argument("--shorter", type=int, default=1, help="divide all steps by this, to try the study itself")
     parser.add_argument("--threads", type=int, default=1, help="of each run (default 1)")
     parser.add_argument("--at-once", type=int, default=1, help="runs at a time (default 1)")
@@ -71,15 +75,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     world, out = options.world.absolute(), options.out.absolute()
     runs = all_runs(options.shorter)
+    record = (options.docs if options.shorter == 1 else out) / FILE
+    known = set() if options.again else {one.run.name for found in kept(runs, out, record).values() for one in found}
     failures = []
     if not options.no_runs:
         if not (world / "features.h5").is_file():
             raise InputError(f"--world {world}: no features.h5 there; build it first: see --help")
-        chosen = [run for run in runs if run.group in options.only]
+        chosen = [run for run in runs if run.group in options.only and run.name not in known]
         failures = run_all(chosen, world, out, options.threads, options.at_once, options.minutes)
     from benchmarks.embedded_tables import write_page  # matplotlib takes a second to import
 
-    print(f"wrote {write_page(runs, out, options.docs)}; {len(unfinished(runs, out))} of {len(runs)} runs to go")
+    results = kept(runs, out, record)
+    page, done = write_page(runs, out, options.docs, results), sum(map(len, results.values()))
+    print(f"wrote {page}; {len(runs) - done} of {len(runs)} runs to go")
     return 1 if failures else 0
 
 

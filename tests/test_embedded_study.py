@@ -1,6 +1,7 @@
 """Does the study of the embedded world run what it should, skip what has finished, and report what came out?"""
 
 import json
+import sys
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from pathlib import Path
@@ -8,13 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import embedded_world, symbolic_store
-from benchmarks.embedded_results import EXISTENCE, existence, finished, first_and_last
-from benchmarks.embedded_runs import LORA, METHODS, SEEDS, StudyRun, all_runs
-from benchmarks.embedded_subset import write_subset
+from benchmarks import embedded_world
+from benchmarks.embedded_record import FILE, kept
+from benchmarks.embedded_results import EXISTENCE, SIDED, finished, first_and_last
+from benchmarks.embedded_runs import BOUNDS, LORA, METHODS, SEEDS, StudyRun, all_runs
 from benchmarks.embedded_tables import (
     BEGIN,
+    CURVES,
     END,
+    MAIN_RATES,
+    bounds_table,
     converged,
     curve_table,
     main_table,
@@ -23,31 +27,20 @@ from benchmarks.embedded_tables import (
     verdict_table,
 )
 from multitask_vl.config import load, load_config, locate
-from multitask_vl.data.feature_store import FeatureStore, check_manifest
+from multitask_vl.errors import InputError
 from multitask_vl.registry import METHODS as METHOD_REGISTRY
 from multitask_vl.reports.formats import Spread, render
 from multitask_vl.sweep.jobs import Jobs
-from multitask_vl.synthetic.build import build, image_id
-from multitask_vl.synthetic.questions import staged_scene
-from multitask_vl.synthetic.statements import pair_set
-from multitask_vl.synthetic.writers import FILES, image_key, pair_key
 
 ROOT = Path(__file__).resolve().parents[1]
 CONTROLS = sorted((ROOT / "configs" / "controls").glob("*.yaml"))
 QUESTIONS = ["is there a red star?", "can you see a striped thing?", "is the star red?", "how many stars are there?"]
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("study") / "world"
-    build(folder, scale=0.004, processes=1)
-    return folder
-
-
 def write_run(out: Path, run: StudyRun, score: float, losses=(4.0, 1.0), splits=("report", "heldout"), steps=20):
     """A finished run whose every score is ``score``; existence questions score 100 and 0."""
     folder = out / "runs" / run.name
-    (folder / "predictions" / "vqa").mkdir(parents=True)
+    folder.mkdir(parents=True)
     entry = {
         "average": score,
         "tasks": {task: {"value": score} for task in ("vqa", "gqa", "nlvr2", "coco_caption")},
@@ -63,14 +56,31 @@ def write_run(out: Path, run: StudyRun, score: float, losses=(4.0, 1.0), splits=
     ]
     rows.append({"step": steps, "split": "report", "scores": {}})
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    for split in splits:
-        predictions = [{"id": str(n), "text": text} for n, text in enumerate(QUESTIONS)]
-        lines = "".join(json.dumps(row) + "\n" for row in predictions)
-        (folder / "predictions" / "vqa" / f"{split}.jsonl").write_text(lines)
-        scores = json.dumps({"0": 100, "1": 0, "2": 7, "3": 7})
-        (folder / "predictions" / "vqa" / f"{split}.per_example.json").write_text(scores)
+    for task, texts, values in (("vqa", QUESTIONS, (100, 0, 7, 7)), ("nlvr2", STATEMENTS, (100, 0, 75, 0))):
+        (folder / "predictions" / task).mkdir(parents=True)
+        for split in splits:
+            rows = [json.dumps({"id": str(n), "text": text}) + "\n" for n, text in enumerate(texts)]
+            (folder / "predictions" / task / f"{split}.jsonl").write_text("".join(rows))
+            scores = json.dumps({str(n): value for n, value in enumerate(values)})
+            (folder / "predictions" / task / f"{split}.per_example.json").write_text(scores)
     (out / "costs").mkdir(exist_ok=True)
     (out / "costs" / f"{run.name}.json").write_text('{"exit": 0, "cpu_s": 1800, "wall_s": 9}')
+
+
+STATEMENTS = [
+    "both images contain a star.",
+    "the left image shows a star.",
+    "there are more stars in the right image.",
+    "there are two stars in the right image.",
+]
+
+
+@pytest.fixture(autouse=True)
+def plugins_of_one_test(monkeypatch):
+    """What a run's plugin registers, other tests do not find: they ask for all methods there are."""
+    METHOD_REGISTRY.names()
+    monkeypatch.setattr(METHOD_REGISTRY, "_entries", dict(METHOD_REGISTRY._entries))
+    monkeypatch.delitem(sys.modules, "benchmarks.full_beside", raising=False)
 
 
 @pytest.fixture
@@ -105,17 +115,18 @@ def test_every_run_s_command_is_a_configuration(tmp_path):
         assert (ROOT / script).is_file()
         config = load_config(ROOT / path, overrides)
         assert (config.seed, config.run_dir) == (run.seed, tmp_path / "runs" / run.name)
-        lengths = {"main": 24, "routed": 8, "rates": 4, "data": 16, "rank": 16, "methods": 8}
+        lengths = {"main": 24, "bounds": 24, "routed": 8, "rates": 4, "data": 24, "rank": 16, "methods": 8}
         assert config.training.steps == (int(run.row) if run.group == "steps" else lengths[run.group])
         if run.group == "rank":
-            assert config.method[0].rank == int(run.row)
-        if run.group == "methods":
-            assert config.method[0].name == "full"
+            adapter = config.method[0]
+            assert (adapter.rank, adapter.sharing, adapter.train_layer_norms) == (int(run.row), "single", "none")
+        if run.group in ("methods", "bounds"):
+            assert config.method[-1].name == {"methods": "full", "bounds": "full_beside"}[run.group]
         if LORA in run.overrides:
             assert (config.method[0].name, config.method[0].sharing) == ("lora", "single")
         if run.share > 1:
             gqa = config.tasks["gqa"].splits
-            assert [str(file) for file in gqa["train"].questions] == [f"{tmp_path}/subsets/1_of_8/gqa_questions.json"]
+            assert [str(file) for file in gqa["train"].questions] == [f"{tmp_path}/subsets/1_of_4/gqa_questions.json"]
             assert [str(file) for file in gqa["report"].questions] == ["gqa/report_balanced_questions.json"]
 
 
@@ -136,7 +147,7 @@ def test_a_control_is_the_quickstart_but_for_what_it_controls(path):
         "random_clip": clip,
         "random_bart": bart,
         "random_backbones": clip | bart,
-        "full": {"method", "routing.function", "training.lr"},
+        "full": {"method", "routing.function", "training.backbone_lr"},
         "symbolic": clip | {"clip.model", "visual.feature_dim"},
     }
     assert differs == allowed[path.stem] | {"run_dir"}
@@ -146,53 +157,6 @@ def test_the_random_bart_has_the_sizes_of_the_pretrained_one():
     sizes = load_config(ROOT / "configs" / "controls" / "random_bart.yaml").backbone.config
     shipped = json.loads((Path(locate("embedded:bart")) / "config.json").read_text())
     assert sizes == {key: shipped[key] for key in sizes}
-
-
-def test_symbolic_features_are_what_was_drawn(world):
-    assert symbolic_store.main(["--world", str(world)]) == 0
-    config = load_config(ROOT / "configs" / "controls" / "symbolic.yaml", [f"data_dir={world}"])
-    store = FeatureStore(world / config.features.store)
-    assert check_manifest(store.manifest, config.clip, config.visual) == []
-    assert set(store.keys()) == {path.stem for path in (world / "images").iterdir()}
-    scenes = {image_key(image_id("report", n)): staged_scene(0, "report", n) for n in range(8)}
-    pairs = pair_set(0, "heldout", 2).pairs
-    scenes |= {pair_key("heldout", 2, n, side): pair[side] for n, pair in enumerate(pairs) for side in (0, 1)}
-    for key, scene in scenes.items():
-        cells = store.get(key)
-        told = {
-            cell: {symbolic_store.CHANNELS[c] for c in np.flatnonzero(row)}
-            for cell, row in enumerate(cells)
-            if row.any()
-        }
-        assert told == {
-            thing.cell: {
-                "present",
-                f"size {thing.size}",
-                f"pattern {thing.pattern}",
-                f"color {thing.color}",
-                f"shape {thing.shape}",
-            }
-            for thing in scene.objects
-        }
-
-
-def test_symbolic_features_need_a_world(tmp_path, capsys):
-    assert symbolic_store.main(["--world", str(tmp_path)]) == 2
-    assert "8 of 8 scene graph files" in capsys.readouterr().err
-
-
-def test_a_subset_is_the_first_part_with_all_that_belongs_to_it(world, tmp_path):
-    whole = write_subset(world, tmp_path / "1", share=1)
-    half = write_subset(world, tmp_path / "2", share=2)
-    assert all(0.3 * whole[task] <= half[task] <= 0.7 * whole[task] for task in whole)
-    kept = {image["cocoid"] for image in json.loads((tmp_path / "2" / "dataset_coco.json").read_text())["images"]}
-    questions = json.loads((tmp_path / "2" / "vqa_questions.json").read_text())["questions"]
-    annotations = json.loads((tmp_path / "2" / "vqa_annotations.json").read_text())["annotations"]
-    assert [one["question_id"] for one in questions] == [one["question_id"] for one in annotations]
-    everything = json.loads((world / FILES["vqa_questions"].format(split="train")).read_text())["questions"]
-    assert questions == [one for one in everything if one["image_id"] in kept]
-    first, again = ((tmp_path / n / "nlvr2.json").read_text() for n in "12")
-    assert first.startswith(again)
 
 
 def fake_words(program: str):
@@ -240,19 +204,36 @@ def test_scores_are_means_and_differences(out):
     assert holds == ["yes", "yes", "yes", "**no**", "**no**"]
 
 
-def test_existence_questions_are_told_by_their_wording(out):
-    assert existence(out / "runs" / "full-42" / "predictions" / "vqa", "report") == 50
+def test_parts_are_told_by_their_wording(out):
     (result,) = finished(all_runs(), out)["main: full"]
     assert result.scores["heldout"][EXISTENCE] == 50
+    assert result.scores["report"][SIDED] == 25
     assert (result.cpu_s, result.trained) == (1800, 25)
+    rows = {row[0]: row for row in bounds_table({"main: full": [result]}).rows}
+    assert set(rows) == {"full"}
+    assert rows["full"][-1] == Spread(25, None)
+
+
+def test_rates_of_the_table_are_those_of_the_runs(tmp_path):
+    for run in all_runs():
+        if run.group == "bounds" or (run.group == "main" and run.row in MAIN_RATES):
+            config = load_config(ROOT / run.config, run.words(tmp_path, tmp_path)[3:])
+            told = BOUNDS.get(run.row, (None, 1, *MAIN_RATES.get(run.row, ())))
+            old = config.training.backbone_lr or config.training.lr
+            trains = any("full" in one.name for one in config.method)
+            assert (told[2] != "frozen") == trains
+            assert not trains or float(told[2]) == old
+            assert (float(told[3]), 600 * told[1]) == (config.training.lr, config.training.steps)
 
 
 def test_curves_share_points(out):
     results = finished(all_runs(), out)
-    assert [row[0] for row in curve_table(results, "rank", "Rank").rows] == ["4", "16", "32", "64"]
-    assert [row[0] for row in curve_table(results, "data", "Share").rows] == ["1/64", "1/8", "1"]
-    scores = {row[0]: row[1].mean for row in curve_table(results, "steps", "Steps").rows}
-    assert scores == {"20": 80, "150": 70, "400": 70, "1200": 70}
+    shown = {group: {row[0]: row[1].mean for row in curve_table(results, group, "").rows} for group in CURVES}
+    assert shown == {
+        "steps": {"20": 80, "150": 70, "400": 70, "1200": 70},
+        "data": {"1/64": 70, "1/16": 70, "1/4": 70, "1": 80},
+        "rank": {"1": 70, "4": 70, "16": 70, "64": 70},
+    }
     assert not curve_table({}, "rank", "Rank").notes
 
 
@@ -304,6 +285,40 @@ def test_the_page_is_rewritten_between_its_marks_only(out, tmp_path_factory, cap
     assert {path.name: path.read_bytes() for path in docs.glob("*.svg")} == charts
 
 
+def test_what_has_finished_stays_on_record(out, tmp_path, capsys):
+    runs, record = all_runs(), tmp_path / "docs" / FILE
+    fresh = kept(runs, out, record)
+    assert record.read_text().count("\n") == len(runs) + 2
+    results = kept(runs, tmp_path / "another machine", record)
+    for section in ("main", "bounds", "curves", "routed", "methods"):
+        assert tables_of(results, section) == tables_of(fresh, section) != []
+
+    again = next(run for run in runs if run.row == "symbolic")
+    write_run(tmp_path / "again", again, 90)
+    rows = kept(runs, tmp_path / "again", record)
+    assert rows["main: symbolic"][0].scores["report"]["gqa"] == 90
+    assert rows == {**results, "main: symbolic": rows["main: symbolic"]}
+
+    strange = json.loads(record.read_text())
+    strange["symbolic-42"]["settings"] += " training.lr=1"
+    record.write_text(json.dumps(strange | {"gone-42": {}}))
+    with pytest.raises(InputError, match=r"2 runs are not in the study, or with other settings .first: symbolic-42"):
+        kept(runs, out, record)
+
+
+def test_what_is_on_record_is_run_only_if_asked_for(out, tmp_path, monkeypatch):
+    docs, asked = tmp_path / "docs", []
+    (out / "features.h5").touch()
+    kept(all_runs()[:5], out, docs / FILE)
+    (docs / "embedded_world.md").write_text(f"{BEGIN}\n{END}\n")
+    monkeypatch.setattr(embedded_world, "run_all", lambda runs, *_: asked.append([run.name for run in runs]) or [])
+    command = ["--world", str(out), "--out", str(tmp_path / "empty"), "--docs", str(docs), "--only", "main"]
+    assert embedded_world.main(command) == 0
+    assert embedded_world.main([*command, "--again"]) == 0
+    names = [run.name for run in all_runs() if run.group == "main"]
+    assert asked == [names[5:], names]
+
+
 def test_runs_need_features(tmp_path, capsys):
     assert embedded_world.main(["--world", str(tmp_path), "--out", str(tmp_path)]) == 2
     assert "no features.h5" in capsys.readouterr().err
@@ -314,4 +329,6 @@ def test_the_page_in_the_repository_has_its_marks():
     assert (text.count(BEGIN), text.count(END)) == (1, 1)
     for path in CONTROLS:
         assert f"configs/controls/{path.name}" in text
+    on_record = json.loads((ROOT / "docs" / FILE).read_text())
+    assert [name for name in on_record if f"| {name} |" not in text] == []
     assert render(main_table({}, "report"), "markdown")  # an empty study has a table without rows
