@@ -10,7 +10,7 @@ BLIND := runs/quickstart_blind
 
 $(VENV)/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,demo]"
 	touch $@
 
 $(WORLD)/world.json: | $(VENV)/.ready

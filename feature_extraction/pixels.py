@@ -48,9 +48,18 @@ def read_square(image: ImageFile | Path, size: int, resize: Literal["squash", "c
     Raises:
         Unreadable: with the reason, whatever is wrong with the file.
     """
+    rgb, turned = read_upright(image)
+    return np.asarray(_fit(rgb, size, resize)).transpose(2, 0, 1), turned
+
+
+def read_upright(image: ImageFile | Path) -> tuple[Image.Image, bool]:
+    """An image as people see it, in RGB, and whether it had to be turned upright.
+
+    Raises:
+        Unreadable: with the reason, whatever is wrong with the file.
+    """
     try:
-        rgb, turned = _open_rgb(image.opened() if isinstance(image, ImageFile) else image)
-        return np.asarray(_fit(rgb, size, resize)).transpose(2, 0, 1), turned
+        return _open_rgb(image.opened() if isinstance(image, ImageFile) else image)
     except Unreadable:
         raise
     except Exception as error:  # on damaged files Pillow's decoders raise nearly every type there is

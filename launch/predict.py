@@ -14,6 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from multitask_vl.adapter_options import add_places, pipeline_of
 from multitask_vl.errors import InputError, exits_cleanly
 
 
@@ -28,33 +29,16 @@ def main() -> None:
     parser.add_argument("--text", default="", help="the question or statement")
     parser.add_argument("--json", action="store_true", help="one JSON object a line")
     parser.add_argument("--pictures", type=int, metavar="N", help="pictures of one question, if not the task's number")
-    where = parser.add_argument_group("where things are, if not where they were")
-    where.add_argument("--backbone", metavar="PATH", help="the frozen language model")
-    where.add_argument("--tokenizer", metavar="PATH", help="its tokenizer")
-    where.add_argument("--clip", metavar="FILE", help="weights of the trunk, or their tag")
-    where.add_argument("--clip-model", metavar="NAME", help="name of the trunk, or its JSON")
-    where.add_argument("--store", type=Path, help="a feature store it was trained on: the trunk must be that one's")
-    where.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--device", help="default: the GPU if there is one")
+    add_places(parser)
     args = parser.parse_args()
     for name in ("pictures", "batch_size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise InputError(f"--{name.replace('_', '-')}: got {getattr(args, name)}; at least 1")
-    from multitask_vl.inference import Pipeline
+    pipeline = pipeline_of(args, args.adapter)
+    task = args.task or (next(iter(pipeline.tasks)) if len(pipeline.tasks) == 1 else None)
     from multitask_vl.inference.requests import read_requests
 
-    pipeline = Pipeline.from_pretrained(
-        args.adapter,
-        device=_device(args.device),
-        backbone=args.backbone,
-        tokenizer=args.tokenizer,
-        clip=args.clip,
-        clip_model=args.clip_model,
-        store=args.store,
-        revision=args.revision,
-    )
-    task = args.task or (next(iter(pipeline.tasks)) if len(pipeline.tasks) == 1 else None)
     requests = read_requests(args.requests, task) if args.requests else list(_of_words(args, task, pipeline))
     for remark in pipeline.remarks:
         print(f"note: {remark}", file=sys.stderr)
@@ -73,18 +57,6 @@ def main() -> None:
         for remark in answer.remarks:
             print(f"note: {remark}", file=sys.stderr)
         print(answer.text, flush=True)
-
-
-def _device(name: str | None) -> str:
-    import torch
-
-    if name is None:
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device: {name} is not here: {str(error).splitlines()[0]}") from error
-    return name
 
 
 def _of_words(args: argparse.Namespace, task: str | None, pipeline) -> Iterator:

@@ -10,6 +10,8 @@ FLOORS = {
     "launch": 7,
     "multitask_vl.cli": 7,
     "multitask_vl.__main__": 7,
+    "multitask_vl.adapter_options": 7,
+    "multitask_vl.demo": 7,
     "multitask_vl.training": 6,
     "multitask_vl.evaluation": 5,
     "multitask_vl.inference": 6,

@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 
 from multitask_vl.config import load_config
 from multitask_vl.data.feature_store import FeatureStore
+from multitask_vl.demo.answers import Answers
+from multitask_vl.demo.uploads import Limits
 from multitask_vl.errors import InputError
 from multitask_vl.inference import Pipeline, Request
 from multitask_vl.inference.requests import read_requests
@@ -245,3 +247,6 @@ def test_a_photograph_through_models_of_the_real_sizes(shared, tmp_path, capsys)
     assert [remark.split(" are random")[0] for remark in said["remarks"]] == [
         "the backbone's frozen weights", "the trunk's weights",
     ]  # fmt: skip
+    html = Answers({"photo": Pipeline.from_pretrained(tmp_path)}, Limits())("vqa", [str(photo)], "what is it?")
+    assert "cross-attention on 6 x 6 cells, mean over\n        6 layers, 12 heads" in html
+    assert html.count("weights are random") == 2

@@ -13,9 +13,11 @@ import torch
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from multitask_vl.data.batch import Batch
 from multitask_vl.data.collate import Collator
 from multitask_vl.errors import InputError
 from multitask_vl.evaluation.predict import texts_of
+from multitask_vl.inference.attention import Attention, attention
 from multitask_vl.inference.pictures import Pictures
 from multitask_vl.inference.requests import Request, problems_of
 from multitask_vl.models.pretrained import from_pretrained
@@ -156,17 +158,37 @@ class Pipeline:
 
     @torch.inference_mode()
     def _batch(self, task: Task, requests: Sequence[Request]) -> list[Answer]:
+        cut = [self._cut(task, one) for one in requests]
+        texts = texts_of(self.model, task, self.tokenizer, self._inputs(task, requests))
+        return [Answer(text, remarks) for text, remarks in zip(texts, cut, strict=True)]
+
+    @torch.inference_mode()
+    def looked(self, request: Request, pictures: int | None = None) -> tuple[Answer, Attention]:
+        """The answer to one request, and where the decoder looked for it; as `answers` besides."""
+        problems = problems_of(request, self.tasks, pictures)
+        if problems:
+            raise InputError(problems)
+        task = self.tasks[request.task]
+        remarks, batch = self._cut(task, request), self._inputs(task, [request])
+        (text,) = texts_of(self.model, task, self.tokenizer, batch)
+        # ids that were generated may be fewer than those that their text is read as
+        longest = self.model.family.positions(self.model.lm)
+        answer = self.tokenizer(
+            text, truncation=longest is not None, max_length=longest, return_special_tokens_mask=True,
+            return_tensors="pt",
+        ).to(batch.input_ids.device)  # fmt: skip
+        words = answer.special_tokens_mask[0] == 0
+        return Answer(text, remarks), attention(self.model, batch, answer.input_ids, words)
+
+    def _inputs(self, task: Task, requests: Sequence[Request]) -> Batch:
         table = Dataset.from_list(
             [
                 {"id": str(i), "images": [str(path) for path in one.images], "text": one.text}
                 for i, one in enumerate(requests)
             ]
         )
-        cut = [self._cut(task, one) for one in requests]
         collator = Collator(task, table, self.tokenizer, self.pictures)
-        batch = collator.predicting(range(len(table))).to(next(self.model.parameters()).device)
-        texts = texts_of(self.model, task, self.tokenizer, batch)
-        return [Answer(text, remarks) for text, remarks in zip(texts, cut, strict=True)]
+        return collator.predicting(range(len(table))).to(next(self.model.parameters()).device)
 
     def _cut(self, task: Task, request: Request) -> tuple[str, ...]:
         """Remarks on a text that is longer than the task reads."""

@@ -1,0 +1,1 @@
+"""How does a saved adapter look in a browser: a page with task, picture and question, and where the model looked."""
