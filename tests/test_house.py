@@ -13,6 +13,7 @@ FLOORS = {
     "multitask_vl.adapter_options": 7,
     "multitask_vl.demo": 7,
     "multitask_vl.training": 6,
+    "multitask_vl.analysis": 6,  # it puts a run together as training does
     "multitask_vl.evaluation": 5,
     "multitask_vl.inference": 6,
     "multitask_vl.doctor": 6,  # it asks the functions that training asks, so as not to say something else

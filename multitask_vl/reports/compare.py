@@ -12,10 +12,11 @@ from pathlib import Path
 from multitask_vl.errors import InputError
 from multitask_vl.reports import tables
 from multitask_vl.reports.control import flat
-from multitask_vl.reports.curves import SERIES, SVG_DASHES, loss_panels, score_panels
+from multitask_vl.reports.curves import SERIES, SVG_DASHES, Panel, loss_panels, score_panels
 from multitask_vl.reports.dots import dot_panels
 from multitask_vl.reports.formats import Column, Table, Value
 from multitask_vl.reports.gallery import Shelf, read_predictions, shelf
+from multitask_vl.reports.inside import norm_panels, read_analysis
 from multitask_vl.reports.markup import render_page
 from multitask_vl.reports.page import ITEMS, missing_pictures
 from multitask_vl.reports.pairs import Pairs, differences_of, kinds_of, pair
@@ -143,6 +144,7 @@ def comparison_page(found: Comparison, items: int = ITEMS, images: Sequence[Path
         written=written,
         notes_on_top=notes,
         dots={split: dot_panels(drawn, split) for split in found.splits},
+        norms=_norms(drawn),
         losses=loss_panels(drawn),
         tuned=score_panels(drawn),
         labels=list(drawn),
@@ -151,6 +153,13 @@ def comparison_page(found: Comparison, items: int = ITEMS, images: Sequence[Path
         gallery_split=shown,
         gallery_notes=missing_pictures(shelves, folders, command),
     )
+
+
+def _norms(runs: Mapping[str, Run]) -> list[Panel]:
+    """How far training moved the bottlenecks, for the runs that were looked into by `launch/analyse.py`."""
+    found = {label: read_analysis(run.folder) for label, run in runs.items()}
+    known = {label: one.norms for label, one in found.items() if one is not None}
+    return norm_panels(known) if len(known) > 1 else []
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:

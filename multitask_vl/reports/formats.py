@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["text", "score", "difference", "count", "percent"]
+Kind = Literal["text", "score", "difference", "count", "percent", "norm"]
 FORMATS = ("text", "markdown", "latex", "csv")
 ABSENT = "-"
 
@@ -73,7 +73,7 @@ def cell(value: Value, kind: Kind, minus: str = "-", plus_minus: str = " +- ") -
     if isinstance(value, str):
         return value
     # A difference that rounds to nothing has no sign.
-    patterns = {"difference": "+.1f" if round(value, 1) else ".1f", "count": ",d", "percent": ".2f"}
+    patterns = {"difference": "+.1f" if round(value, 1) else ".1f", "count": ",d", "percent": ".2f", "norm": ".3f"}
     text = format(int(value) if kind == "count" else value, patterns.get(kind, ".1f"))
     return (text.replace("-", "") if not text.strip("-0.") else text).replace("-", minus)
 

@@ -14,6 +14,7 @@ from multitask_vl.reports.control import check_control, control_command
 from multitask_vl.reports.curves import SVG_DASHES, loss_panels, score_panels
 from multitask_vl.reports.formats import Table, cell
 from multitask_vl.reports.gallery import Scored, Shelf, gallery, read_predictions
+from multitask_vl.reports.inside import inside, norm_table, read_analysis
 from multitask_vl.reports.kinds import groups_of
 from multitask_vl.reports.markup import render_page, write_page
 from multitask_vl.reports.pictures import picture_folders
@@ -67,6 +68,7 @@ def report(
     shelves = gallery(run, shown, items, folders, predictions[shown], others) if items else []
     curves = {"this run": run} | ({"blind control": control} if control else {})
     names = [run.name]
+    analysis = read_analysis(run.folder)
     groups = {name: groups_of(run, name, control, predictions[name]) for name in run.splits}
     return render_page(
         "report.html",
@@ -87,6 +89,8 @@ def report(
         labels=list(curves),
         dashes=SVG_DASHES,
         shelves=shelves,
+        inside=inside(analysis, folders, run.setting("clip.resize", "squash")) if analysis else None,
+        norms=norm_table(analysis.norms) if analysis else None,
         gallery_split=shown,
         gallery_notes=[*missing_pictures(shelves, folders, f"python -m multitask_vl.reports {run.folder}"), *unread],
     )

@@ -81,7 +81,7 @@ def embed(key: str, path: Path | None) -> Picture:
     try:
         with Image.open(path) as opened:
             opened.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
-            image = _upright_rgb(opened)
+            image = upright_rgb(opened)
     except Exception as error:  # on damaged files Pillow's decoders raise nearly every type there is
         return Picture(key, None, 0, 0, f"unreadable ({type(error).__name__})")
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
@@ -91,7 +91,7 @@ def embed(key: str, path: Path | None) -> Picture:
     return Picture(key, uri, image.width, image.height)
 
 
-def _upright_rgb(opened: Image.Image) -> Image.Image:
+def upright_rgb(opened: Image.Image) -> Image.Image:
     """The picture as extraction shows it to the trunk: upright, transparency on white, 16 bit scaled to 8."""
     image = ImageOps.exif_transpose(opened)
     if image.mode.startswith("I;16"):
