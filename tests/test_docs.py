@@ -3,8 +3,10 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import yaml
@@ -58,3 +60,32 @@ def test_what_the_method_page_names_exists():
         assert hasattr(Method, name)
     for path in re.findall(r"`((?:multitask_vl|tests|docs)/[\w/.]+)`", "".join(page.read_text() for page in PAGES)):
         assert (tiny_run.ROOT / path).exists(), path
+
+
+def test_the_commands_of_the_page_on_reports_run(tmp_path):
+    """In a folder whose runs are a tiny one and its copy under the control's name."""
+    tiny_run.write_files(tmp_path)
+    config = tiny_run.write_config(tmp_path, run_dir=str(tmp_path / "runs" / "quickstart_blind"))
+    words = ["training.steps=4", "training.checkpoint_every=null", "features.control=shuffled"]
+    assert tiny_run.launch("train_multitask", "--config", str(config), *words) == 0
+    seeing = Path(shutil.copytree(tmp_path / "runs" / "quickstart_blind", tmp_path / "runs" / "quickstart"))
+    resolved = seeing / "resolved.yaml"
+    resolved.write_text(resolved.read_text().replace("control: shuffled", "control: none"))
+    text = (tiny_run.ROOT / "docs" / "reports.md").read_text()
+    commands = [line.split() for block in RUN.findall(text) for line in block.splitlines()]
+    assert len(commands) == 7
+    for command in commands:
+        script = [str(tiny_run.ROOT / word) if word.startswith("launch/") else word for word in command[1:]]
+        done = subprocess.run(
+            [sys.executable, *script],
+            cwd=tmp_path,
+            env=tiny_run.environment() | {"PYTHONPATH": str(tiny_run.ROOT)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, f"{' '.join(command)}\n{done.stderr[-3000:]}"
+        assert done.stdout
+    assert "Looking inside" in (seeing / "report.html").read_text()
+    for name in re.findall(r"!\[.+\]\((\w+\.webp)\)", text):
+        assert (tiny_run.ROOT / "docs" / name).stat().st_size < 200_000

@@ -40,6 +40,27 @@ def groups_of(
     return tables
 
 
+def flattened(title: str, groups: Mapping[str, Sequence[Table]]) -> Table:
+    """All breakdowns of all tasks as one table, for programs; what one of them does not have is absent there.
+
+    Args:
+        groups: as `groups_of` gives them.
+    """
+    every = [(task, table) for task, some in groups.items() for table in some]
+    columns = {column.name: column for _, table in every for column in table.columns[1:]}
+    # the number of examples and the interval are only in some, and their place is beside the score
+    order = [name for name in ("items", "score", f"{LEVEL} % interval") if name in columns]
+    columns = {name: columns[name] for name in dict.fromkeys([*order, *columns])}
+    rows: list[tuple[Value, ...]] = []
+    for task, table in every:
+        for row in table.rows:
+            cells = dict(zip((column.name for column in table.columns[1:]), row[1:], strict=True))
+            rows.append((task, table.columns[0].name, row[0], *(cells.get(name) for name in columns)))
+    words = (Column("task", "text"), Column("breakdown", "text"), Column("kind", "text"))
+    notes = tuple(dict.fromkeys(note for _, table in every for note in table.notes))
+    return Table(title, (*words, *columns.values()), tuple(rows), notes=notes)
+
+
 def _table(
     task: str,
     breakdown: str,

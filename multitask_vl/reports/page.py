@@ -15,13 +15,14 @@ from multitask_vl.reports.curves import SVG_DASHES, loss_panels, score_panels
 from multitask_vl.reports.formats import Table, cell
 from multitask_vl.reports.gallery import Scored, Shelf, gallery, read_predictions
 from multitask_vl.reports.inside import inside, norm_table, read_analysis
-from multitask_vl.reports.kinds import groups_of
+from multitask_vl.reports.kinds import flattened, groups_of
 from multitask_vl.reports.markup import render_page, write_page
 from multitask_vl.reports.pictures import picture_folders
 from multitask_vl.reports.run import IntervalOf, Prediction, Run, read_run
 from multitask_vl.reports.spent import mixture_of, parameters_of, time_of
 
 ITEMS = 12
+TABLES = ("scores", "metrics", "kinds", "parameters", "mixture", "time", "norms")
 
 
 def write_report(
@@ -94,6 +95,27 @@ def report(
         gallery_split=shown,
         gallery_notes=[*missing_pictures(shelves, folders, f"python -m multitask_vl.reports {run.folder}"), *unread],
     )
+
+
+def tables_of_run(run: Run, control: Run | None = None, split: str | None = None) -> dict[str, list[Table]]:
+    """The tables of a run's page by name, for `formats.render`.
+
+    Args:
+        split: the only one to look at; None: all that the run reports.
+    """
+    splits = [tables.pick_split(run, split)] if split else run.splits
+    predictions, _ = _predictions(run, splits[0], strict=False)
+    groups = {name: groups_of(run, name, control, predictions[name]) for name in splits}
+    mixture, analysis = mixture_of([run], [run.name]), read_analysis(run.folder)
+    return {
+        "scores": [tables.scores_of(run, name, control) for name in splits],
+        "metrics": [tables.metrics_of(run, name, control) for name in splits],
+        "kinds": [flattened(f"By kind of example, split {name}", some) for name, some in groups.items() if some],
+        "parameters": [parameters_of([run], [run.name])],
+        "mixture": [mixture] if mixture else [],
+        "time": [time_of([run], [run.name])],
+        "norms": [norm_table(analysis.norms)] if analysis else [],
+    }
 
 
 def _predictions(run: Run, shown: str, strict: bool) -> tuple[dict[str, dict[str, list[Prediction]]], list[str]]:

@@ -1,11 +1,14 @@
 """Are kinds, confusions, parameters and times of a report what the files of the run say?"""
 
+import csv
+import io
 import json
 import random
 
 import pytest
 
 from multitask_vl.metrics.bootstrap import interval_of_mean
+from multitask_vl.reports import __main__ as command
 from multitask_vl.reports.confusion import OTHER, confusion
 from multitask_vl.reports.formats import Range
 from multitask_vl.reports.gallery import read_predictions
@@ -138,3 +141,35 @@ def test_an_interrupted_run_says_that_its_time_has_gaps(copy):
     times = dict(time_of([read_run(folder)], ["x"]).rows)
     assert times["resumed"].startswith("2 times")
     assert "start to end, evaluation included" not in times
+
+
+# ---- tables
+
+
+def test_the_command_prints_the_tables_of_the_page(place, capsys):
+    full, blind = str(place / "runs" / "full"), str(place / "runs" / "blind")
+    assert command.main([full, "--format", "csv", "--table", "kinds", "--split", "report", "--control", blind]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 22
+    kinds = [row for row in rows if row["breakdown"] == "answer type"]
+    assert sum(int(row["items"]) for row in kinds) == 24
+    assert all(float(row["95 % interval low"]) <= float(row["score"]) for row in kinds)
+    assert {row["items"] for row in rows if row["breakdown"] == "question type"} == {""}
+    assert command.main([full, "--format", "markdown"]) == 0
+    out = capsys.readouterr().out
+    for said in (
+        "**full, split report, step 600**",
+        "**By kind of example, split heldout**",
+        "**Parameters**",
+        "**Time",
+    ):
+        assert said in out
+    assert command.main([full, "--format", "latex", "--table", "scores"]) == 0
+    assert capsys.readouterr().out.count(r"\begin{tabular}") == 2
+    for words, told in [
+        (["--format", "csv"], "--format csv writes one table, these are 9; add --table"),
+        (["--format", "csv", "--table", "norms"], "--table norms:"),
+        (["--format", "csv", "--table", "scores", "--split", "test"], "no split 'test'"),
+    ]:
+        assert command.main([full, *words]) == 2
+        assert told in capsys.readouterr().err
