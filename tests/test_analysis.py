@@ -136,6 +136,8 @@ def test_a_map_names_each_position_and_channel(tmp_path):
         kinds = model.encode(batch).kinds[1]
     kept = (kinds == TEXT) | (kinds == VISUAL)
     assert torch.allclose(torch.tensor(found["values"]), seen["out"][1][kept], atol=1e-4)
+    pair = gate_map(model, tokenizer, tiny_batch(images=2))
+    assert pair["positions"][-36:] == [f"picture 2, cell {i}" for i in range(36)]
     assert gate_map(tiny_model("adapter"), tokenizer, tiny_batch()) is None
     assert gate_means(tiny_model("adapter"), tiny_batch()) == []
 

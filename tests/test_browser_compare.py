@@ -70,3 +70,13 @@ def test_the_gallery_shows_what_one_run_does_better(browser: Browser, comparison
         for card in cards.all():
             assert "seed43" in card.locator("dt.run").all_inner_texts()
         assert opened.problems == []
+
+
+def test_on_paper_it_is_light_and_nothing_is_cut(browser: Browser, comparison):
+    with browser.open(comparison, 718, dark=True) as opened:
+        page = opened.page
+        page.emulate_media(media="print")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert page.locator(".chips:visible, .controls:visible, nav:visible").count() == 0
+        cut = "[...document.querySelectorAll('table')].filter(t => t.getBoundingClientRect().right > innerWidth + 1)"
+        assert page.evaluate(f"{cut}.map(t => t.caption.textContent)") == []

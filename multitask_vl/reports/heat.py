@@ -96,6 +96,9 @@ def heat_panel(name: str, title: str, heat: HeatMap) -> Panel:
                 shade = np.dot(drawn.cmap(drawn.norm(values[i, j]))[:3], (0.299, 0.587, 0.114))
                 axes.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", color="k" if shade > 0.5 else "w")
             axes.set_xticks(range(len(heat.columns)), heat.columns)
+        else:
+            few = range(0, len(heat.columns), max(1, len(heat.columns) // 6))
+            axes.set_xticks(few, [heat.columns[place] for place in few])
         axes.set_yticks(range(len(heat.rows)), heat.rows)
         if heat.across:
             axes.set_xlabel(heat.across, color=INK)
@@ -108,9 +111,10 @@ def heat_panel(name: str, title: str, heat: HeatMap) -> Panel:
         svg = _svg(figure)
     i, j = np.unravel_index(values.argmax(), values.shape)
     m, n = np.unravel_index(values.argmin(), values.shape)
+    across = f"{heat.across} " if heat.across else ""
     summary = (
-        f"Mean {values.mean():.2f}; highest {values[i, j]:.2f} ({heat.rows[i]}, {heat.columns[j]}), "
-        f"lowest {values[m, n]:.2f} ({heat.rows[m]}, {heat.columns[n]})"
+        f"Mean {values.mean():.2f}; highest {values[i, j]:.2f} ({heat.rows[i]}, {across}{heat.columns[j]}), "
+        f"lowest {values[m, n]:.2f} ({heat.rows[m]}, {across}{heat.columns[n]})"
     )
     return Panel(title, inline(svg, name, f"{title}. {summary}."), summary)
 

@@ -160,3 +160,8 @@ def test_colours_can_be_told_from_their_ground(theme):
             assert contrast(colours[name], ground) >= 4.5, (name, ground)
         for i in range(6):
             assert contrast(colours[f"series-{i}"], ground) >= 3.0, (i, ground)
+    # a cell of a confusion: two fifths of the colour at most, the text on it as everywhere
+    parts = [[int(colours[name][i : i + 2], 16) for i in (1, 3, 5)] for name in ("series-0", "paper")]
+    shade = "#" + "".join(f"{round(0.4 * a + 0.6 * b):02x}" for a, b in zip(*parts, strict=True))
+    assert contrast(colours["ink"], shade) >= 4.5
+    assert contrast(colours["paper"], colours["ink"]) >= 4.5
