@@ -6,11 +6,11 @@ WORLD := data/world
 RUN := runs/quickstart
 BLIND := runs/quickstart_blind
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint docs clean
 
 $(VENV)/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,demo]"
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev,demo,docs]"
 	touch $@
 
 $(WORLD)/world.json: | $(VENV)/.ready
@@ -30,5 +30,8 @@ lint: $(VENV)/.ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
+docs: $(VENV)/.ready
+	$(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) data runs
+	rm -rf $(VENV) data runs site

@@ -12,15 +12,16 @@ import pytest
 import yaml
 
 from multitask_vl.methods.base import Method
+from multitask_vl.tasks.base import Task
 from tests import tiny_run
 
 PAGES = sorted((tiny_run.ROOT / "docs").glob("add_a_*.md"))
-FILE = re.compile(r"<!-- file: ([\w.]+) -->\n```\w+\n(.*?)```", re.DOTALL)
+FILE = re.compile(r"<!-- file: ([\w./]+) -->\n```\w+\n(.*?)```", re.DOTALL)
 RUN = re.compile(r"<!-- run -->\n```bash\n(.*?)```", re.DOTALL)
 
 
 def test_there_are_pages():
-    assert [page.stem for page in PAGES] == ["add_a_backbone", "add_a_method", "add_a_routing_function"]
+    assert [page.stem for page in PAGES] == ["add_a_backbone", "add_a_method", "add_a_routing_function", "add_a_task"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -29,10 +30,12 @@ def test_a_page_s_example_trains_and_predicts(page, tmp_path):
     tiny_run.write_files(tmp_path)
     text = page.read_text()
     for name, code in FILE.findall(text):
-        (tmp_path / name).write_text(code)
+        # the tiny run's data lie in its own folder
+        (tmp_path / name.removeprefix("data/world/")).write_text(code)
     tiny = tiny_run.write_config(tmp_path)
     run = yaml.safe_load((tmp_path / "my_run.yaml").read_text())
     assert run["compose"] == ["configs/quickstart.yaml"]
+    run.get("training", {}).pop("steps", None)
     run |= {"compose": [str(tiny)], "run_dir": str(tmp_path / "run")}
     if "backbone" in run:
         run["backbone"]["tokenizer"] = str(tmp_path / "tokenizer")
@@ -50,14 +53,18 @@ def test_a_page_s_example_trains_and_predicts(page, tmp_path):
     )
     assert done.returncode == 0, done.stderr[-3000:]
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())
-    assert set(scores["splits"]["report"]["tasks"]) == {"vqa", "gqa", "nlvr2", "coco_caption"}
+    assert set(scores["splits"]["report"]["tasks"]) == {"vqa", "gqa", "nlvr2", "coco_caption", *run.get("tasks", ())}
 
 
-def test_what_the_method_page_names_exists():
+def test_what_the_pages_name_exists():
     text = (tiny_run.ROOT / "docs" / "add_a_method.md").read_text()
     for name in ("trains", "prompt", "cannot_merge", "merge", "wrap"):
         assert f"`{name}" in text
         assert hasattr(Method, name)
+    text = (tiny_run.ROOT / "docs" / "add_a_task.md").read_text()
+    for name in ("sources", "read", "score", "submission", "target", "reduce", "pictures", "reads_text", "existing"):
+        assert f"`{name}" in text
+        assert hasattr(Task, name)
     for path in re.findall(r"`((?:multitask_vl|tests|docs)/[\w/.]+)`", "".join(page.read_text() for page in PAGES)):
         assert (tiny_run.ROOT / path).exists(), path
 
