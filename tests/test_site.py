@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests import tiny_run
 from tests.browser import Browser
@@ -25,11 +26,17 @@ def test_the_drawings_are_current():
         assert (DOCS / name).read_text() == str(draw()), "run: python docs/pictures.py"
 
 
+def test_every_page_is_in_the_navigation():
+    chapters = yaml.safe_load((tiny_run.ROOT / "mkdocs.yml").read_text())["nav"]
+    named = sorted(page for chapter in chapters for pages in chapter.values() for page in pages)
+    assert named == sorted([*(path.name for path in DOCS.glob("*.md")), "quickstart.md"]), "mkdocs.yml: nav"
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory) -> Path:
     pytest.importorskip("material", reason='mkdocs-material is missing: pip install -e ".[docs]"')
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(folder)]
     env = tiny_run.environment(NO_MKDOCS_2_WARNING="1")
     done = subprocess.run(command, cwd=tiny_run.ROOT, env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -78,6 +85,8 @@ def test_all_of_it_in_a_browser(browser: Browser, site, address):
 
 def test_the_search_finds_a_key(browser: Browser, address):
     with browser.open(f"{address}/index.html") as opened:
-        opened.page.get_by_label("Search").first.fill("micro_batch_size")
+        # it has read its index then
+        opened.page.get_by_text("Type to start searching").wait_for(state="attached")
+        opened.page.locator("input[name=query]").press_sequentially("micro_batch_size")
         opened.page.locator(".md-search-result__item").first.wait_for()
         assert opened.problems == []
