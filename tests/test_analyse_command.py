@@ -61,6 +61,24 @@ def test_an_adapter_without_its_run_gets_a_page_of_its_own(folder, tmp_path, bro
         assert opened.problems == []
 
 
+def test_a_blind_control_is_shown_with_the_pictures_that_it_was_given(folder, tmp_path):
+    adapter, config = str(folder / "run" / "adapter"), str(folder / "run" / "resolved.yaml")
+    words = ["--adapter", adapter, "--config", config, "--out", str(tmp_path), "--examples", "2", "--compared", "3"]
+    blind = ["features.control=shuffled", "training.mixed_precision=bf16"]
+    assert not tiny_run.launch("analyse", *words, "--set", *blind)
+    seeing, found = read_analysis(folder / "run"), read_analysis(tmp_path)
+    assert [one.id for one in found.attention] == [one.id for one in seeing.attention]
+    assert all(
+        a != b
+        for one, other in zip(found.attention, seeing.attention, strict=True)
+        for a, b in zip(one.images, other.images, strict=True)
+    )
+    assert (
+        "A blind control: the pictures are those that the model was given" in (tmp_path / "analysis.html").read_text()
+    )
+    assert seeing.notes == []
+
+
 def test_what_cannot_be_looked_into_is_refused(folder, tmp_path, capsys):
     run = str(folder / "run")
     for words, told in [

@@ -18,12 +18,14 @@ from multitask_vl.config.schema import Config
 from multitask_vl.data.collate import Collator
 from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError
+from multitask_vl.evaluation.precision import predicting_in
 from multitask_vl.evaluation.predict import texts_of
 from multitask_vl.methods.io import find_adapter, load_adapter
 from multitask_vl.models.seq2seq import VLSeq2Seq
 from multitask_vl.training.setup import make_accelerator, prepare
 
 NAME = "analysis.json"
+BLIND = "A blind control: the pictures are those that the model was given, not the examples' own."
 DRAWN, COMPARED = 4, 64
 """Examples a task that are drawn, and whose x_R are compared."""
 
@@ -58,22 +60,24 @@ def analyse(
     initial = initial_values(model)
     load_adapter(model, find_adapter(adapter))
     attention, means, states, maps = [], {}, {}, {}
-    for task, collator in collators.items():
-        attention += _attention(model, collator, _drawn(collator, count, named.get(task, ())))
-        rows = _drawn(collator, max(2, compared))
-        if len(rows) < 2:
-            continue
-        batch = collator.predicting(rows).to(accelerator.device)
-        states[task] = routing_states(model, batch).cpu()
-        if gated(model):
-            means[task] = gate_means(model, batch)
-            maps[task] = {"id": batch.ids[0], **(gate_map(model, collator.tokenizer, batch) or {})}
+    with predicting_in(model, accelerator, config.evaluation.bf16_weights):
+        for task, collator in collators.items():
+            attention += _attention(model, collator, _drawn(collator, count, named.get(task, ())))
+            rows = _drawn(collator, compared)
+            if len(rows) < 2:
+                continue
+            batch = collator.predicting(rows).to(accelerator.device)
+            states[task] = routing_states(model, batch).cpu()
+            if gated(model):
+                means[task] = gate_means(model, batch)
+                maps[task] = {"id": batch.ids[0], **(gate_map(model, collator.tokenizer, batch) or {})}
     accelerator.end_training()
     return {
         "split": split,
         "norms": norm_changes(model, initial),
         "attention": attention,
         "gates": {"means": means, "maps": maps},
+        "notes": [BLIND] if config.features.control == "shuffled" else [],
         "x_r": {**cosines(states), **_routing(model)} if len(states) > 1 else None,
     }
 
@@ -124,7 +128,9 @@ def _attention(model: VLSeq2Seq, collator: Collator, rows: Sequence[int]) -> lis
         texts = texts_of(model, collator.task, collator.tokenizer, batch)
     found = attention_maps(model, collator.tokenizer, batch, texts)
     columns = collator.table[list(rows)]
-    abouts = zip(columns["id"], columns["images"], columns["text"], columns["answers"], strict=True)
+    # a blind control was given other pictures, and it is those that it looked at
+    seen = [[collator.stand_in.get(key, key) for key in images] for images in columns["images"]]
+    abouts = zip(columns["id"], seen, columns["text"], columns["answers"], strict=True)
     return [
         {"task": collator.task.name, "id": id_, "images": images, "text": text, "references": answers, **one}
         for (id_, images, text, answers), one in zip(abouts, found, strict=True)

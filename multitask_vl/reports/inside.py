@@ -97,6 +97,7 @@ class Analysis(Record):
     attention: list[Attention]
     gates: Gates
     x_r: Directions | None
+    notes: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,7 @@ def inside(found: Analysis, folders: Sequence[Path], resize: str) -> Inside:
             words.append((word, 100 * share, drawn))
         plain = [overlay(key, files.get(key), resize) for key in one.images]
         looked.append(Looked(one, plain, words))
-    notes = []
+    notes = list(found.notes)
     if missing := sorted({key for one in found.attention for key in one.images} - files.keys()):
         notes.append(f"{len(missing)} pictures were not found (first: {missing[0]}); their maps are drawn on grey.")
     return Inside(
