@@ -36,6 +36,7 @@ from feature_extraction.extract import extract
 from feature_extraction.sources import ImageFile
 from multitask_vl.config.schema import ClipConfig, Config
 from multitask_vl.data.store_writer import write_store
+from multitask_vl.parameter_table import put_between_markers
 
 MODEL = "RN101"
 TINY = """{"embed_dim": 32, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": null},
@@ -55,13 +56,16 @@ def main() -> None:
     parser.add_argument("--workers", type=int, help="processes that decode; default: as extraction chooses")
     parser.add_argument("--model", default=MODEL, help="another open_clip model, to try the benchmark itself")
     parser.add_argument("--folder", type=Path, help="where to write; default: a temporary folder")
+    parser.add_argument("--markdown", type=Path, help="also write the table between its marks in this page")
     parser.add_argument("--flat", type=int, metavar="N", help="extract N small images and watch the memory")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        if arguments.flat:
-            print(flat(Path(folder), arguments.flat))
-        else:
-            print(compare(Path(folder), arguments))
+        found = flat(Path(folder), arguments.flat) if arguments.flat else compare(Path(folder), arguments)
+    print(found)
+    if arguments.markdown:
+        name = "memory" if arguments.flat else "speed"
+        marks = (f"<!-- {name}: begin -->", f"<!-- {name}: end -->")
+        put_between_markers(arguments.markdown, f"\n{found}\n", marks, "--markdown")
 
 
 # ---- speed

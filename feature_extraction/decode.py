@@ -82,11 +82,18 @@ def decoded(batches: ImageBatches, workers: int | None, device: torch.device, be
     gpu = device.type == "cuda"
     if workers is None:
         cores = len(os.sched_getaffinity(0)) // beside
-        workers = max(1, min(MOST_WORKERS, cores)) if gpu else 1
+        workers = max(1, min(MOST_WORKERS, cores))
         workers = min(workers, len(batches) - 1) if batches else 0
     # Forked, whatever Python's default is: a worker begins at once and has all it needs.
     ahead = {"prefetch_factor": AHEAD, "multiprocessing_context": "fork"} if workers else {}
+    if workers and not gpu:
+        ahead["worker_init_fn"] = _give_way
     yield from DataLoader(batches, batch_size=None, num_workers=workers, collate_fn=_as_is, pin_memory=gpu, **ahead)
+
+
+def _give_way(worker: int) -> None:
+    """Decode where the trunk leaves a core idle: a thread of it that is held up holds up all the others."""
+    os.nice(19)
 
 
 def _as_is(batch: Decoded) -> Decoded:
