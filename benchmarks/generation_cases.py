@@ -161,9 +161,9 @@ class World:
             ends = EndsAt(lengths, model.lm.config.eos_token_id)
             with model.context.of(batch.task):
                 encoded, settings = model.encode(batch), model._generation(decoding)
-                decoder = model.family.decoder(model.lm)
+                decoder, head = model.family.decoder(model.lm), model.family.head(model.lm)
                 return generation.generate(
-                    model.lm, decoder, model.context, encoded.states, encoded.kinds, settings, [ends], share
+                    model.lm, decoder, head, model.context, encoded.states, encoded.kinds, settings, [ends], share
                 )
 
         return generate

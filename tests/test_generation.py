@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from transformers import LogitsProcessor
+from transformers import LogitsProcessor, NoRepeatNGramLogitsProcessor
 
 from multitask_vl.config.schema import DecodingConfig
-from multitask_vl.models import beam_attention, generation
+from multitask_vl.models import beam_attention, generation, next_token
+from multitask_vl.models.token_loss import Head
 from tests.tiny_models import FAMILIES, shaken, tiny_batch, tiny_model
 
 BEAM = DecodingConfig(kind="beam", num_beams=4, max_length=9)
@@ -39,10 +40,11 @@ def generated(model, batch, decoding, lengths=None, share=True):
     )
     with model.context.of(batch.task):
         encoded = model.encode(batch)
+        head = model.family.head(lm)
         processors = [EndsAt(lengths, lm.config.eos_token_id)] if lengths else []
         settings = model._generation(decoding)
         ids = generation.generate(
-            lm, decoder, model.context, encoded.states, encoded.kinds, settings, processors, share
+            lm, decoder, head, model.context, encoded.states, encoded.kinds, settings, processors, share
         )
     handle.remove()
     return ids, rows
@@ -99,6 +101,28 @@ def test_every_setting_gives_the_librarys_ids(family, changes):
     for batch in (tiny_batch(images=2), tiny_batch(rows=1), tiny_batch("nlvr2", rows=2)):
         ids, _ = generated(model, batch, decoding)
         assert torch.equal(ids, generated(model, batch, decoding, share=False)[0])
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.parametrize("length", [1, 2, 3, 9])
+def test_the_tokens_that_would_repeat_are_the_librarys(size, length):
+    generator = torch.Generator().manual_seed(length)
+    ids = torch.randint(3, (50, length), generator=generator)
+    scores = torch.randn(50, 4, generator=generator)
+    expected = NoRepeatNGramLogitsProcessor(size)(ids, scores)
+    assert torch.equal(next_token.NoRepeatedNgram(size)(ids, scores.clone()), expected)
+    assert bool(expected.isinf().any()) or length <= size
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 10**6])
+def test_the_vocabulary_in_pieces_is_the_whole(at_once, monkeypatch):
+    monkeypatch.setitem(next_token.WORDS_AT_ONCE, "cpu", at_once)
+    generator = torch.Generator().manual_seed(0)
+    head = Head(torch.randn(30, 4, generator=generator), torch.randn(30, generator=generator))
+    hidden = torch.randn(6, 1, 4, generator=generator)
+    scores = next_token.NextToken(head, 3, 2)
+    scores.take(hidden, torch.arange(3))
+    torch.testing.assert_close(scores(None, None), head.scores(hidden[:, 0]).log_softmax(-1))
 
 
 @BOTH

@@ -155,8 +155,8 @@ def test_beams_that_share_find_what_the_library_finds(case):
         encoded = model.encode(batch)
         shared, plain = (
             generate(
-                model.lm, model.family.decoder(model.lm), model.context, encoded.states, encoded.kinds, settings,
-                share=share,
+                model.lm, model.family.decoder(model.lm), model.family.head(model.lm), model.context, encoded.states,
+                encoded.kinds, settings, share=share,
             )
             for share in (True, False)
         )  # fmt: skip

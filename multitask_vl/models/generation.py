@@ -2,13 +2,14 @@
 
 Hooks for the length of one call stand around the language model. What comes in is cut to what must be computed: in the
 first step one row an example, since its beams are still the same; later the beams of examples that are not finished;
-in the last step, where an end is forced, next to nothing. What goes out is spread over all rows again, so that the
-library's loop sees what it always sees. The encoder's states, and what cross-attention makes of them, have one row an
-example throughout (`beam_attention`).
+in the last step, where an end is forced, next to nothing. The scores that come of it are spread over all rows again
+(`next_token`), so that the library's loop sees what it always sees. The encoder's states, and what cross-attention
+makes of them, have one row an example throughout (`beam_attention`).
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -27,13 +28,15 @@ from transformers import (
 )
 from transformers.modeling_outputs import BaseModelOutput
 
-from multitask_vl.models import beam_attention
+from multitask_vl.models import beam_attention, next_token
+from multitask_vl.models.token_loss import Head
 from multitask_vl.routing.context import Context
 
 
 def generate(
     lm: PreTrainedModel,
     decoder: nn.Module,
+    head: Head,
     context: Context,
     states: torch.Tensor,
     kinds: torch.Tensor,
@@ -45,6 +48,7 @@ def generate(
 
     Args:
         decoder: the decoder stack of ``lm``, with `Context.door` on it.
+        head: of ``lm``.
         states, kinds: what `Encoded` holds.
         processors: see the scores of the next token before a token is chosen, as the library's `LogitsProcessor` does.
         share: False for the library's way alone, which is the same function of the same numbers.
@@ -59,10 +63,15 @@ def generate(
             generation_config=settings,
         )
     rows = _Rows(states, kinds, settings, DynamicCache(config=lm.config.get_text_config(decoder=True)))
+    scores = next_token.NextToken(head, rows.examples, rows.beams)
     handles = [
         lm.register_forward_pre_hook(lambda _, args, kwargs: (args, rows.cut(kwargs)), with_kwargs=True),
-        lm.register_forward_hook(lambda _, args, output: rows.spread(output)),
+        lm.get_output_embeddings().register_forward_pre_hook(lambda _, args: scores.take(*args, rows.held)),
+        lm.register_forward_hook(lambda _, args, output: scores.stand_in(output)),
     ]
+    # processors of the library's own would come before the scores are there
+    without = copy.copy(settings)
+    without.no_repeat_ngram_size, without.forced_eos_token_id = 0, None
     try:
         with sharing(lm, decoder, context):
             return lm.generate(
@@ -71,8 +80,8 @@ def generate(
                 attention_mask=kinds[:, :1],
                 cache=rows.cache,
                 stopping_criteria=StoppingCriteriaList([rows.ending]),
-                logits_processor=LogitsProcessorList(processors),
-                generation_config=settings,
+                logits_processor=LogitsProcessorList([scores, *next_token.processors(settings), *processors]),
+                generation_config=without,
             )
     finally:
         for handle in handles:
@@ -131,8 +140,6 @@ class _Rows:
         """Rows of an example in the cache of self-attention."""
         self.ending = _Ending(self.examples, settings, states.device)
         self.cache = _Cache(self_attention, DynamicCache())
-        self.place = self.held.repeat_interleave(self.beams)
-        """Which computed row each of the library's rows gets its logits from."""
 
     def cut(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The language model's arguments for the rows that must be computed."""
@@ -142,12 +149,6 @@ class _Rows:
         encoded = BaseModelOutput(last_hidden_state=self.states)
         return kwargs | {"decoder_input_ids": ids, "encoder_outputs": encoded, "attention_mask": self.kinds}
 
-    def spread(self, output: Any) -> Any:
-        """The language model's output with logits [B * beams, T, V]; a finished example has those of another one."""
-        if len(output.logits) < len(self.place):
-            output.logits = output.logits.index_select(0, self.place)
-        return output
-
     def _next_rows(self) -> torch.Tensor:
         """The library's rows to compute next, with everything that is held put into their order."""
         open_ = (~self.ending.finished[self.held]).nonzero().flatten()
@@ -155,7 +156,7 @@ class _Rows:
             # nobody looks at what comes out: one example stands for all. (None is left where processes that share the
             # weights' shards step on together until the last of them has finished.)
             open_ = open_.new_zeros(1)
-        where = self.place.new_zeros(self.examples)
+        where = self.held.new_zeros(self.examples)
         where[self.held] = torch.arange(len(self.held), device=where.device)
         if len(open_) < len(self.held):
             self.held = self.held[open_]
@@ -167,8 +168,6 @@ class _Rows:
         source = where[example] * self.width + (beam if self.width > 1 else 0)
         self.cache.self_attention_cache.reorder_cache(source)
         self.width = self.beams
-        self.place = self.place.new_zeros(len(self.place))
-        self.place[rows] = torch.arange(len(rows), device=where.device)
         return rows
 
     def _end_is_forced(self) -> bool:

@@ -136,8 +136,9 @@ class VLSeq2Seq(nn.Module):
         self._fits("an output", decoding.max_length, batch.task, "decoding.max_length")
         with self.context.of(batch.task):
             encoded = self.encode(batch)
-            decoder, settings = self.family.decoder(self.lm), self._generation(decoding)
-            return generate(self.lm, decoder, self.context, encoded.states, encoded.kinds, settings)
+            decoder, head = self.family.decoder(self.lm), self.family.head(self.lm)
+            settings = self._generation(decoding)
+            return generate(self.lm, decoder, head, self.context, encoded.states, encoded.kinds, settings)
 
     @torch.no_grad()
     def choose(self, batch: Batch, choice_ids: list[int]) -> torch.Tensor:
