@@ -71,7 +71,7 @@ class FeaturesConfig(Section):
     batch_size: Positive = 64
     """Images a forward pass."""
     workers: Annotated[int, Field(ge=0)] | None = None
-    """Processes that decode images beside the trunk. None: one a core, 16 at most; without a GPU they give way to it."""
+    """Processes that decode images. None: one a core, 16 at most; without a GPU they give way to the trunk."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Arithmetic of the trunk; the store is float16 in any case."""
     compile: bool = False
