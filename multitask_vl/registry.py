@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import os
 import pkgutil
+import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Generic, TypeVar
 
 from multitask_vl.errors import InputError
 
 T = TypeVar("T")
+PROGRAMS = {str(folder / "launch") for folder in Path(__file__).resolve().parents[:2]}
+"""Where programs lie: beside the package, or inside an installed one."""
 
 
 class Registry(Generic[T]):
@@ -85,6 +90,8 @@ def load_plugins(modules: Iterable[str]) -> None:
     Raises:
         InputError: naming every module that cannot be imported, and why.
     """
+    # `python launch/train_multitask.py` has Python look in launch/ first, where a program may be called as a plugin is
+    sys.path.sort(key=lambda folder: os.path.abspath(folder) in PROGRAMS)
     problems = []
     for name in modules:
         try:

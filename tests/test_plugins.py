@@ -1,8 +1,10 @@
 """A task, a method and a routing function, each added by one new file outside the package."""
 
 import json
+import sys
 import textwrap
 
+from multitask_vl.registry import ROUTING, load_plugins
 from tests import tiny_run
 
 TASK = '''
@@ -63,7 +65,7 @@ class Scale(Method[ScaleConfig]):
         return Scaled(module, site.d_out, self.config.start) if site.role == "ffn_out" else module
 '''
 
-ROUTING = '''
+ROUTING_FUNCTION = '''
 """x_t minus x_v."""
 
 from multitask_vl.registry import ROUTING
@@ -79,7 +81,7 @@ def test_one_file_each(tmp_path, monkeypatch, capsys):
     tiny_run.write_files(tmp_path)
     modules = tmp_path / "outside"
     modules.mkdir()
-    for name, code in {"my_task": TASK, "my_method": METHOD, "my_routing": ROUTING}.items():
+    for name, code in {"my_task": TASK, "my_method": METHOD, "my_routing": ROUTING_FUNCTION}.items():
         (modules / f"{name}.py").write_text(textwrap.dedent(code))
     (tmp_path / "words.txt").write_text("red blue green a the")
     monkeypatch.syspath_prepend(str(modules))
@@ -115,3 +117,14 @@ def test_one_file_each(tmp_path, monkeypatch, capsys):
     scales = [value for name, value in saved.items() if name.endswith(".scale")]
     assert len(scales) == 4
     assert all((value != 0.9).any() for value in scales)
+
+
+def test_a_plugin_may_be_called_as_a_program_is(tmp_path, monkeypatch):
+    """`python launch/train_multitask.py` would find launch/compare.py first."""
+    (tmp_path / "compare.py").write_text(textwrap.dedent(ROUTING_FUNCTION).replace("minus", "compared"))
+    monkeypatch.setattr(sys, "path", [str(tiny_run.ROOT / "launch"), str(tmp_path), *sys.path])
+    monkeypatch.setattr(ROUTING, "_entries", dict(ROUTING._entries))
+    monkeypatch.delitem(sys.modules, "compare", raising=False)
+    load_plugins(["compare"])
+    assert ROUTING.get("compared")(3, 1) == 2
+    monkeypatch.delitem(sys.modules, "compare")
