@@ -24,7 +24,7 @@ def write_charts(results: Results, docs: Path) -> list[tuple[Path, str]]:
     if len(main) > 1:
         charts.append((_save(_bars(main), docs / "embedded_world_controls.svg"), "Scores of the controls"))
     curves = {
-        group: [(amount(name), found) for name, found in curve_points(results, group)]
+        group: [(amount(name), found) for name, found in curve_points(results, group) if "," not in name]
         for group in CURVES
         if any(key.startswith(f"{group}: ") for key in results)
     }

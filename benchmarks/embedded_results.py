@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.embedded_runs import SEEDS, StudyRun
+from benchmarks.embedded_runs import AGAIN, SEEDS, StudyRun
 from multitask_vl.reports.formats import Spread
 from multitask_vl.synthetic.language import QUESTIONS
 
@@ -137,16 +137,17 @@ def spread(results: Sequence[Result], split: str, what: str) -> Spread | None:
 def curve_points(results: Results, group: str) -> list[tuple[str, Sequence[Result]]]:
     """(value, results) along a curve, from little to much; empty where the curve's own runs have not finished.
 
-    The main comparison's first run is a point of the curve over steps, and the point of all the data of that over data.
+    The quickstart's first seed is a point of the curve over steps, and the point of all the data of that over data.
     """
     points = {key.removeprefix(f"{group}: "): found for key, found in results.items() if key.startswith(f"{group}: ")}
-    shared = [one for one in results.get("main: quickstart", ()) if one.run.seed == SEEDS[0]]
+    again = results.get(f"bounds: {AGAIN}")
+    shared = again or [one for one in results.get("main: quickstart", ()) if one.run.seed == SEEDS[0]]
     if points and shared and group != "rank":
         points[str(shared[0].steps) if group == "steps" else "1"] = shared
     return sorted(points.items(), key=lambda point: amount(point[0]))
 
 
 def amount(name: str) -> float:
-    """The number that a row's name says: "1/8" is an eighth."""
-    above, _, below = name.partition("/")
+    """The number that a row's name says first: "1/8" is an eighth."""
+    above, _, below = name.partition(",")[0].partition("/")
     return float(above) / float(below or 1)

@@ -18,6 +18,8 @@ the smallest part to less than one over all of them. With fewer steps the steps 
 CURVE_RANKS = (1, 4, 16, 64)
 RANK_STEPS = 400
 """Long enough to tell, short enough not to be at the ceiling."""
+RANK_SEEDS = SEEDS[:2]
+"""One seed put rank 64 below rank 16: is that the seed's doing?"""
 BARE = ("method.sharing=single", "method.train_layer_norms=none")
 """The curve over ranks: one adapter for four tasks and no norm beside it, so that rank is what there is to learn with.
 An adapter per task of rank 4 with trained norms already does what rank 64 does."""
@@ -65,7 +67,10 @@ BESIDE = (
 )
 QUICKSTART, FULL = "configs/quickstart.yaml", "configs/controls/full.yaml"
 ONE_RATE = "training.backbone_lr=null"
+AGAIN = "quickstart, again"
+"""The first seed on the version of the rows beside it; also a point of the curves over steps and data."""
 BOUNDS = {
+    AGAIN: (QUICKSTART, 1, "frozen", "2e-3", ()),
     "quickstart, no routing": (QUICKSTART, 1, "frozen", "2e-3", ("routing.function=none",)),
     "full, twice the steps": (FULL, 2, "1e-4", "2e-3", ()),
     "full, faster": (FULL, 1, "5e-4", "2e-3", ("training.backbone_lr=5e-4",)),
@@ -246,12 +251,19 @@ def _methods(shorter: int) -> list[StudyRun]:
 
 
 def _curves(shorter: int) -> list[StudyRun]:
-    def run(group: str, row: int | str, length: int, *overrides: str, share: int = 1) -> StudyRun:
-        name = f"{group}_{str(row).replace('/', '_')}-{SEEDS[0]}"
-        words = (*overrides, f"training.steps={length // shorter}", "evaluation.final=[report]")
-        return StudyRun(name, group, str(row), "configs/quickstart.yaml", SEEDS[0], words, share)
+    def run(group: str, row: int | str, length: int, *more: str, share: int = 1, seed: int = SEEDS[0]) -> StudyRun:
+        name = f"{group}_{str(row).replace('/', '_').replace(', ', '_').replace(' ', '_')}-{seed}"
+        words = (*more, f"training.steps={length // shorter}", "evaluation.final=[report]")
+        return StudyRun(name, group, str(row), "configs/quickstart.yaml", seed, words, share)
 
     steps = [run("steps", steps // shorter, steps) for steps in CURVE_LENGTHS]
     data = [run("data", f"1/{share}", STEPS, share=share) for share in CURVE_SHARES]
-    ranks = [run("rank", rank, RANK_STEPS, *BARE, f"method.rank={rank}") for rank in CURVE_RANKS]
+    ranks = [
+        run("rank", rank, RANK_STEPS, *BARE, f"method.rank={rank}", seed=seed)
+        for seed in RANK_SEEDS
+        for rank in CURVE_RANKS
+    ]
+    # a wide bottleneck in which captions lose their way: the width's doing, or that of their routing function, mm2?
+    top = f"method.rank={CURVE_RANKS[-1]}"
+    ranks.append(run("rank", f"{CURVE_RANKS[-1]}, no routing", RANK_STEPS, *BARE, top, "routing.function=none"))
     return [one for turn in zip_longest(steps, ranks, data) for one in turn if one]  # a point of each in turn
