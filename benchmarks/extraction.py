@@ -63,9 +63,7 @@ def main() -> None:
         found = flat(Path(folder), arguments.flat) if arguments.flat else compare(Path(folder), arguments)
     print(found)
     if arguments.markdown:
-        name = "memory" if arguments.flat else "speed"
-        marks = (f"<!-- {name}: begin -->", f"<!-- {name}: end -->")
-        put_between_markers(arguments.markdown, f"\n{found}\n", marks, "--markdown")
+        put_between_markers(arguments.markdown, f"\n{found}\n", "memory" if arguments.flat else "speed")
 
 
 # ---- speed

@@ -25,8 +25,7 @@ import numpy as np
 
 from multitask_vl.data.feature_store import FeatureStore, Manifest
 from multitask_vl.data.store_writer import StoreWriter
-from multitask_vl.durable import write_whole
-from multitask_vl.errors import InputError
+from multitask_vl.parameter_table import put_between_markers
 
 CELLS, DIM, BATCH, POOL = 49, 2048, 64, 64
 Read = Callable[[list[int]], object]
@@ -241,17 +240,7 @@ def main() -> None:
             name, text = "rates", compare(Path(folder), arguments.images, arguments.reads, arguments.rounds)
     print(text)
     if arguments.markdown:
-        put(arguments.markdown, name, text)
-
-
-def put(page: Path, name: str, text: str) -> None:
-    """Write a text between ``<!-- NAME: begin -->`` and ``<!-- NAME: end -->`` of a page."""
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    before, found, rest = page.read_text().partition(begin)
-    _, closed, after = rest.partition(end)
-    if not (found and closed):
-        raise InputError(f"--markdown: {page} has no line '{begin}' before one '{end}'; write both where it goes")
-    write_whole(page, f"{before}{begin}\n{text}\n{end}{after}")
+        put_between_markers(arguments.markdown, text, name)
 
 
 def compare(folder: Path, images: int, reads: int, rounds: int) -> str:

@@ -180,9 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = table_of(options, rows)
     print(table)
     if options.page:
-        mark = f"generation {options.part} {options.precision}"
-        marks = (f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->")
-        put_between_markers(options.page, f"\n{table}\n", marks, "--page")
+        put_between_markers(options.page, f"\n{table}\n", f"generation {options.part} {options.precision}", "--page")
     return 0
 
 

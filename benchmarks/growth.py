@@ -39,7 +39,6 @@ from multitask_vl.synthetic.tokenizer import build_tokenizer
 from multitask_vl.tasks.jsonl_vqa import JsonlVQA
 from multitask_vl.training.optim import build_optimizer
 
-MARKS = ("<!-- growth: begin -->", "<!-- growth: end -->")
 WORDS = ("what", "color", "is", "the", "thing", "on", "left", "?")
 BASE = {"rows": 16, "target": 10, "vocabulary": 4000, "tasks": 1}
 
@@ -245,7 +244,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         drawn = "CPU time and memory of a step beside linear growth, each relative to its first value"
         table += f"\n\n![{drawn}]({options.plot.name})"
     if options.page:
-        put_between_markers(options.page, f"\n{table}\n", MARKS, "--page")
+        put_between_markers(options.page, f"\n{table}\n", "growth", "--page")
     return 0
 
 

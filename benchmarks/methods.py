@@ -26,6 +26,7 @@ from multitask_vl.config import load_config
 from multitask_vl.data.batch import Batch
 from multitask_vl.models.build import build_model
 from multitask_vl.models.seq2seq import VLSeq2Seq
+from multitask_vl.parameter_table import put_between_markers
 from multitask_vl.reports.formats import Column, Table, render
 from multitask_vl.training.optim import build_optimizer
 
@@ -36,7 +37,6 @@ ROUTED = ("mul", "add", "mm1", "mm2")
 CONTROL = "the same again"
 CLOSER = 3
 """Times as many rounds for what differs by little from the baseline: routing, and the control."""
-BEGIN, END = "<!-- cost: begin -->", "<!-- cost: end -->"
 
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
@@ -186,8 +186,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = render(Table("Cost of a training step", columns, tuple(rows), notes=notes), "markdown")
     print(table)
     if options.page:
-        text = options.page.read_text()
-        options.page.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n\n{table}\n\n{END}", text, flags=re.S))
+        put_between_markers(options.page, f"\n{table}\n", "cost", "--page")
     return 0
 
 

@@ -40,6 +40,7 @@ from multitask_vl.data.feature_store import FeatureStore
 from multitask_vl.data.schedule import Schedule
 from multitask_vl.errors import InputError, exits_cleanly
 from multitask_vl.models.build import load_tokenizer
+from multitask_vl.parameter_table import put_between_markers
 from multitask_vl.reports.formats import Column, Table, render
 from multitask_vl.tasks.base import Task
 from multitask_vl.tasks.build import build_tasks
@@ -48,7 +49,6 @@ from multitask_vl.training.needs import TRAIN, find_needs
 from multitask_vl.training.setup import assemble
 
 ROOT = Path(__file__).resolve().parents[1]
-BEGIN, END = "<!-- scale: begin -->", "<!-- scale: end -->"
 WORKERS = 4
 STEPS = 160
 """Batches that a process draws before its memory is read; the workers share as many."""
@@ -331,8 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         table = table_of(measure_all(path, wanted), options.scale, size)
     print(table)
     if options.page:
-        text = options.page.read_text()
-        options.page.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: f"{BEGIN}\n\n{table}\n\n{END}", text, flags=re.S))
+        put_between_markers(options.page, f"\n{table}\n", "scale", "--page")
     return 0
 
 

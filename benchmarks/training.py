@@ -214,10 +214,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     table = table_of(options, found)
     print(table)
     if options.page:
-        mark = f"training {options.only} {options.precision}"
-        put_between_markers(
-            options.page, f"\n{table}\n", (f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"), "--page"
-        )
+        put_between_markers(options.page, f"\n{table}\n", f"training {options.only} {options.precision}", "--page")
     return 0
 
 

@@ -19,7 +19,7 @@ def main() -> None:
     found = recipes.read_recipes(CONFIGS)
     tables = recipes.as_markdown(found)
     if args.write:
-        put_between_markers(args.write, f"\n{tables}\n", (recipes.BEGIN, recipes.END), "--write")
+        put_between_markers(args.write, f"\n{tables}\n", recipes.NAME, "--write")
         print(f"{len(found)} recipes written between the markers of {args.write}")
     else:
         print(tables)

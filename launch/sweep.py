@@ -85,8 +85,7 @@ def _tell(sweep: Sweep, alone: bool, page: Path | None) -> int:
         if table is not None:
             print(f"\n{table.with_suffix('.txt').read_text()}\nwrote {table}")
         if table is not None and page is not None:
-            mark = f"<!-- sweep {sweep.grid.path.stem}"
-            put_between_markers(page, f"\n{table.read_text()}", (f"{mark}: begin -->", f"{mark}: end -->"), "--page")
+            put_between_markers(page, f"\n{table.read_text()}", f"sweep {sweep.grid.path.stem}", "--page")
         print(f"{states.count('finished')} of {len(states)} runs are finished, {len(sweep.failures)} failed")
     for failure in sweep.failures:
         print(f"failed: {failure}", file=sys.stderr)

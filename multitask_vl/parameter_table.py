@@ -18,9 +18,14 @@ from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError
 from multitask_vl.models.build import build_model
 
-BEGIN, END = "<!-- parameters: begin -->", "<!-- parameters: end -->"
-"""What the table stands between in a Markdown file."""
+NAME = "parameters"
+"""Of the place of the table in the README."""
 OURS = ("language_model", "visual_embedding")
+
+
+def markers(name: str) -> tuple[str, str]:
+    """The lines of a Markdown file between which a command writes."""
+    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
 
 
 def parameter_report(config: Config, tokenizer: PreTrainedTokenizerBase | None = None) -> dict:
@@ -142,10 +147,8 @@ def as_json(table: Iterable[Row]) -> list[dict]:
     ]
 
 
-def put_between_markers(
-    path: Path, table: str, markers: tuple[str, str] = (BEGIN, END), option: str = "--markdown"
-) -> None:
-    """Replace what stands between two markers of a Markdown file.
+def put_between_markers(path: Path, text: str, name: str = NAME, option: str = "--markdown") -> None:
+    """Replace what stands between two `markers` of a Markdown file.
 
     Args:
         option: of the command that names the file, for messages.
@@ -153,14 +156,14 @@ def put_between_markers(
     Raises:
         InputError: no such file, or it has not one pair of markers.
     """
-    begin, end = markers
+    begin, end = markers(name)
     if not path.is_file():
         raise InputError(f"{option}: there is no file {path}")
-    text = path.read_text(encoding="utf-8")
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+    page = path.read_text(encoding="utf-8")
+    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
         raise InputError(f"{option}: {path} has no line '{begin}' before one '{end}'; write both where the table goes")
-    before, rest = text.split(begin)
-    write_whole(path, f"{before}{begin}\n{table}\n{end}{rest.split(end)[1]}")
+    before, rest = page.split(begin)
+    write_whole(path, f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
 
 
 HEAD = (

@@ -18,8 +18,8 @@ from multitask_vl.config.schema import Config
 from multitask_vl.errors import InputError
 from multitask_vl.parameter_table import parameter_report
 
-BEGIN, END = "<!-- recipes: begin -->", "<!-- recipes: end -->"
-"""What the tables stand between in a Markdown file."""
+NAME = "recipes"
+"""Of the place of the tables in docs/recipes.md."""
 FIGURES = ("VQA", "GQA", "NLVR2", "CIDEr", "average", "trained")
 """What can be published of a row; `trained` in percent of all parameters."""
 _FIGURE = re.compile(rf"({'|'.join(FIGURES)}) (\d+(?:\.\d+)?(?: \(\d*\.\d+\))?)(?: %)?")

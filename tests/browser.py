@@ -84,6 +84,17 @@ class Browser:
             context.close()
 
 
+def check_on_paper(browser: Browser, page_file: Path) -> None:
+    """A report's page prints on white, without what is there to be clicked, no table wider than the paper."""
+    with browser.open(page_file, 718, dark=True) as opened:
+        page = opened.page
+        page.emulate_media(media="print")
+        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+        assert page.locator(".chips:visible, .controls:visible, nav:visible").count() == 0
+        cut = "[...document.querySelectorAll('table')].filter(t => t.getBoundingClientRect().right > innerWidth + 1)"
+        assert page.evaluate(f"{cut}.map(t => t.caption.textContent)") == []
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """A browser that ends with the module's tests."""

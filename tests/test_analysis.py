@@ -5,12 +5,13 @@ import math
 import pytest
 import torch
 
-from multitask_vl.analysis.attention import attention_maps, cross_attentions, eager, recorded
+from multitask_vl.analysis.attention import attention_maps
 from multitask_vl.analysis.directions import cosines, routing_states
 from multitask_vl.analysis.gates import gate_map, gate_means
 from multitask_vl.analysis.norms import initial_values, norm_changes
 from multitask_vl.methods.vl_pet import SmallGate
 from multitask_vl.models.build import load_tokenizer
+from multitask_vl.models.cross_attention import cross_attentions, eager, recorded
 from multitask_vl.registry import METHODS
 from multitask_vl.routing.context import PADDING, TEXT, VISUAL
 from tests.tiny_artefacts import built, whole_config, whole_model, write_words

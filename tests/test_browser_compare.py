@@ -5,7 +5,7 @@ import pytest
 from multitask_vl.reports.compare import compared, comparison_page
 from multitask_vl.reports.markup import write_page
 from multitask_vl.reports.run import read_run
-from tests.browser import Browser
+from tests.browser import Browser, check_on_paper
 from tests.reports.run_folders import HEADLINES, make_run, make_world
 
 
@@ -73,10 +73,4 @@ def test_the_gallery_shows_what_one_run_does_better(browser: Browser, comparison
 
 
 def test_on_paper_it_is_light_and_nothing_is_cut(browser: Browser, comparison):
-    with browser.open(comparison, 718, dark=True) as opened:
-        page = opened.page
-        page.emulate_media(media="print")
-        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-        assert page.locator(".chips:visible, .controls:visible, nav:visible").count() == 0
-        cut = "[...document.querySelectorAll('table')].filter(t => t.getBoundingClientRect().right > innerWidth + 1)"
-        assert page.evaluate(f"{cut}.map(t => t.caption.textContent)") == []
+    check_on_paper(browser, comparison)

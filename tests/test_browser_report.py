@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.browser import Browser
+from tests.browser import Browser, check_on_paper
 from tests.reports.run_folders import hostile_page
 
 
@@ -104,10 +104,4 @@ def test_all_can_be_reached_by_the_keyboard(browser: Browser, report):
 
 
 def test_on_paper_it_is_light_and_nothing_is_cut(browser: Browser, report):
-    with browser.open(report, 718, dark=True) as opened:
-        page = opened.page
-        page.emulate_media(media="print")
-        assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
-        assert page.locator(".chips:visible, .controls:visible, nav:visible").count() == 0
-        cut = "[...document.querySelectorAll('table')].filter(t => t.getBoundingClientRect().right > innerWidth + 1)"
-        assert page.evaluate(f"{cut}.map(t => t.caption.textContent)") == []
+    check_on_paper(browser, report)

@@ -12,10 +12,11 @@ import yaml
 from multitask_vl.config import load_config
 from multitask_vl.doctor import parameter_report
 from multitask_vl.errors import InputError
-from multitask_vl.parameter_table import BEGIN, END, as_markdown, as_text, read_published, rows
+from multitask_vl.parameter_table import NAME, as_markdown, as_text, markers, read_published, rows
 from tests import tiny_run
 
 CONFIGS = tiny_run.ROOT / "configs"
+BEGIN, END = markers(NAME)
 FOLDER = CONFIGS / "parameters"
 PUBLISHED = CONFIGS / "published_percent.yaml"
 

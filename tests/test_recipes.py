@@ -14,7 +14,8 @@ from multitask_vl.config import load_config
 from multitask_vl.config.schema import BackboneConfig, VisualConfig
 from multitask_vl.errors import InputError
 from multitask_vl.models.build import build_model
-from multitask_vl.recipes import BEGIN, END, Published, as_markdown, published_in, read_recipes
+from multitask_vl.parameter_table import markers
+from multitask_vl.recipes import NAME, Published, as_markdown, published_in, read_recipes
 from multitask_vl.registry import TASKS
 from multitask_vl.training.optim import build_optimizer, clip_gradients
 from tests import tiny_run
@@ -22,6 +23,7 @@ from tests.test_parameters import PUBLISHED
 from tests.tiny_models import FAMILIES, SMALL, tiny_batch
 
 CONFIGS = tiny_run.ROOT / "configs"
+BEGIN, END = markers(NAME)
 PAGE = tiny_run.ROOT / "docs" / "recipes.md"
 FOUR = ["vqa", "gqa", "nlvr2", "coco_caption"]
 UNDECIDED = {"legacy_pad_mean", "num_heads"}

@@ -23,6 +23,7 @@ from multitask_vl.data.row_file import RowFile
 from multitask_vl.data.store_format import create, read_layout
 from multitask_vl.data.store_writer import write_store
 from multitask_vl.errors import InputError
+from multitask_vl.parameter_table import put_between_markers
 from tests.pictures import picture
 from tests.stores import MANIFEST, SHAPE, content, made
 
@@ -319,10 +320,10 @@ def test_the_benchmark_reads_every_layout_and_writes_its_page(tmp_path):
         assert f"| {name}" in text
     page = tmp_path / "page.md"
     page.write_text("before\n<!-- rates: begin -->\nold\n<!-- rates: end -->\nafter\n")
-    feature_store.put(page, "rates", text)
+    put_between_markers(page, text, "rates")
     assert page.read_text() == f"before\n<!-- rates: begin -->\n{text}\n<!-- rates: end -->\nafter\n"
     with pytest.raises(InputError, match="has no line '<!-- step: begin -->'"):
-        feature_store.put(page, "step", text)
+        put_between_markers(page, text, "step")
     shown = (ROOT / "docs" / "extract_on_a_cluster.md").read_text()
     for name in ("rates", "step"):
         assert shown.count(f"<!-- {name}: begin -->") == shown.count(f"<!-- {name}: end -->") == 1

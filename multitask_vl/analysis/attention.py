@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
 
 from multitask_vl.data.batch import Batch
+from multitask_vl.models.cross_attention import cross_attentions, eager, recorded
 from multitask_vl.models.seq2seq import VLSeq2Seq
 from multitask_vl.routing.context import VISUAL
 
@@ -34,37 +33,28 @@ def attention_maps(model: VLSeq2Seq, tokenizer, batch: Batch, texts: Sequence[st
     """
     labels = tokenizer(list(texts), padding=True, return_tensors="pt")
     ids = labels.input_ids.to(batch.input_ids.device)
-    modules = cross_attentions(model)
-    with model.context.of(batch.task), eager(model.lm), recorded(modules) as seen:
+    with model.context.of(batch.task), eager(model.lm), recorded(cross_attentions(model)) as seen:
         encoded = model.encode(batch)
         model.decode(encoded, model.lm.prepare_decoder_input_ids_from_labels(ids))
     # [layers, B, heads, T, S] -> [B, T, S]; x_R rows at the end of the states never reach the stack
     weights = torch.stack([found.float() for found in seen]).mean((0, 2)).cpu()
     kinds = encoded.kinds[:, : weights.shape[-1]].cpu()
-    images = (batch.features if batch.images is None else batch.images).shape[1]
     rows = []
     for row, text in enumerate(texts):
         cells = (kinds[row] == VISUAL).nonzero().flatten()
-        on_cells = weights[row][:, cells].unflatten(-1, (images, -1))
+        on_cells = weights[row][:, cells].unflatten(-1, (batch.pictures, -1))
         words, places = _words(tokenizer, ids[row].tolist(), labels.attention_mask[row].tolist())
         maps = [on_cells[some].mean(0) for some in places]
         rows.append(
             {
                 "prediction": text,
                 "words": words,
-                "grid": grid(model, len(cells) // images),
+                "grid": grid(model, len(cells) // batch.pictures),
                 "maps": [[[round(v, DIGITS) for v in one] for one in found.tolist()] for found in maps],
                 "on_pictures": [round(found.sum().item(), DIGITS) for found in maps],
             }
         )
     return rows
-
-
-def cross_attentions(model: VLSeq2Seq) -> list[nn.Module]:
-    """The decoder's cross-attention modules, layer by layer."""
-    layout = model.family.layout(model.lm)
-    names = [site.name.rpartition(".")[0] for site in layout.sites if site.sublayer == "cross_attn"]
-    return [model.lm.get_submodule(name) for name in dict.fromkeys(names)]
 
 
 def grid(model: VLSeq2Seq, cells: int) -> list[int]:
@@ -73,29 +63,6 @@ def grid(model: VLSeq2Seq, cells: int) -> list[int]:
         return list(model.config.visual.pool)
     side = math.isqrt(cells)
     return [side, side] if side * side == cells else [1, cells]
-
-
-@contextmanager
-def eager(lm: nn.Module) -> Iterator[None]:
-    """Attention that computes its weights one by one, since faster kernels keep them to themselves."""
-    before = lm.config._attn_implementation
-    lm.set_attn_implementation("eager")
-    try:
-        yield
-    finally:
-        lm.set_attn_implementation(before)
-
-
-@contextmanager
-def recorded(modules: Sequence[nn.Module]) -> Iterator[list[torch.Tensor]]:
-    """What attention modules give as their weights [B, heads, T, S], which is the last thing they return."""
-    seen: list[torch.Tensor] = []
-    handles = [one.register_forward_hook(lambda _, __, out: seen.append(out[-1])) for one in modules]
-    try:
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _words(tokenizer, ids: Sequence[int], mask: Sequence[int]) -> tuple[list[str], list[list[int]]]:

@@ -61,14 +61,13 @@ def gate_map(model: VLSeq2Seq, tokenizer, batch: Batch, row: int = 0) -> dict[st
         kept = ((kinds == TEXT) | (kinds == VISUAL))[: len(values)].cpu()
         prompts = int((kinds != TEXT).long().argmin())
         words = tokenizer.convert_ids_to_tokens(batch.input_ids[row].tolist())
-        images = (batch.features if batch.images is None else batch.images).shape[1]
-        cells, names = int((kinds == VISUAL).sum()) // images, []
+        cells, names = int((kinds == VISUAL).sum()) // batch.pictures, []
         for place in kept.nonzero().flatten().tolist():
             if kinds[place] == TEXT:
                 names.append(words[place - prompts].strip("Ġ▁") or "(blank)")
             else:
                 picture, cell = divmod(int((kinds[:place] == VISUAL).sum()), cells)
-                names.append(f"cell {cell}" if images == 1 else f"picture {picture + 1}, cell {cell}")
+                names.append(f"cell {cell}" if batch.pictures == 1 else f"picture {picture + 1}, cell {cell}")
         values = values[kept]
     channels = torch.linspace(0, values.shape[1] - 1, min(COLUMNS, values.shape[1])).round().long()
     return {

@@ -40,6 +40,11 @@ class Batch:
     def __len__(self) -> int:
         return len(self.input_ids)
 
+    @property
+    def pictures(self) -> int:
+        """Images a row, I."""
+        return (self.features if self.images is None else self.images).shape[1]
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """A copy whose tensors are on ``device``."""
         return dataclasses.replace(

@@ -77,7 +77,7 @@ class _FrozenHead(torch.autograd.Function):
             for rows in scores.chunks:
                 log_shares, losses[rows] = scores.losses(states[rows], labels[rows])
                 if wanted:
-                    torch.mm(scores.slopes(log_shares, labels[rows]), weight, out=slopes[rows])
+                    torch.mm(scores.narrowed(scores.slopes(log_shares, labels[rows])), weight, out=slopes[rows])
         ctx.save_for_backward(slopes)
         return losses
 
@@ -115,9 +115,10 @@ class _TrainedHead(torch.autograd.Function):
         with torch.autocast(states.device.type, enabled=False):
             for rows in scores.chunks:
                 log_shares, _ = scores.losses(states[rows], labels[rows])
-                slopes = scores.slopes(log_shares, labels[rows], grad[rows])
+                slopes = scores.slopes(log_shares, labels[rows]).mul_(grad[rows].unsqueeze(-1))
                 if for_bias:
-                    d_bias += slopes.sum(0, dtype=torch.float32)
+                    d_bias += slopes.sum(0)
+                slopes = scores.narrowed(slopes)
                 if for_states:
                     torch.mm(slopes, weight, out=d_states[rows])
                 if for_weight and weight.dtype == torch.float32:
@@ -159,18 +160,12 @@ class _Scores:
         torch.log_softmax(log_shares, -1, out=log_shares)
         return log_shares, -log_shares.gather(1, labels.unsqueeze(1)).squeeze(1)
 
-    def slopes(
-        self, log_shares: torch.Tensor, labels: torch.Tensor, factors: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Derivative of each loss by its scores [n, V], softmax minus one at the label, in the weight's precision.
-
-        Args:
-            log_shares: of `losses`; overwritten.
-            labels: [n].
-            factors: each row is multiplied by its own [n].
-        """
+    def slopes(self, log_shares: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Derivative of each loss by its scores [n, V]: softmax minus one at the label. Overwrites ``log_shares``."""
         slopes = log_shares.exp_()
         slopes[torch.arange(len(slopes), device=slopes.device), labels] -= 1
-        if factors is not None:
-            slopes.mul_(factors.unsqueeze(-1))
+        return slopes
+
+    def narrowed(self, slopes: torch.Tensor) -> torch.Tensor:
+        """What `slopes` gave, in the precision of the weight."""
         return slopes if slopes.dtype == self._weight.dtype else self._scores[: len(slopes)].copy_(slopes)

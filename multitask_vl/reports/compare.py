@@ -12,8 +12,9 @@ from pathlib import Path
 from multitask_vl.errors import InputError
 from multitask_vl.reports import tables
 from multitask_vl.reports.control import flat
-from multitask_vl.reports.curves import SERIES, SVG_DASHES, Panel, loss_panels, score_panels
+from multitask_vl.reports.curves import loss_panels, score_panels
 from multitask_vl.reports.dots import dot_panels
+from multitask_vl.reports.figures import SERIES, SVG_DASHES, Panel
 from multitask_vl.reports.formats import Column, Table, Value
 from multitask_vl.reports.gallery import Shelf, read_predictions, shelf
 from multitask_vl.reports.inside import norm_panels, read_analysis

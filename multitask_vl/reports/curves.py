@@ -2,40 +2,19 @@
 
 from __future__ import annotations
 
-import io
 import itertools
 import math
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
-import matplotlib
-from markupsafe import Markup, escape
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+from multitask_vl.reports.figures import DASHES, INK, SERIES, Panel, drawing, dress, inline, svg_of
 from multitask_vl.reports.run import Run
 
-# matplotlib is given these stand-ins; the page's style sheet says what they look like in light, dark and print.
-INK, LINES = "#0a0b0c", "#0a0b0d"
-SERIES = tuple(f"#0a0b1{i}" for i in range(6))
-DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1)), (0, (8, 2)))
-SVG_DASHES = ("", "9 4", "2 3", "11 4 2 4", "6 2", "14 4")
-"""The same for a legend in the page itself."""
-_PAINT = {INK: "currentColor", LINES: "var(--rule)"} | {mark: f"var(--series-{i})" for i, mark in enumerate(SERIES)}
 LOGGED_POINTS, SMOOTH_WINDOWS = 400, 20
 
 Points = list[tuple[int, float]]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One chart: a title, the SVG, and the same in a sentence for those who cannot see it."""
-
-    title: str
-    svg: Markup
-    summary: str
 
 
 def loss_panels(runs: Mapping[str, Run]) -> list[Panel]:
@@ -106,10 +85,7 @@ def _ordered(runs: Mapping[str, Run], tasks: Sequence[str]) -> list[str]:
 
 def _panel(name: str, task: str, series: Mapping[str, Points], last_step: int, smooth: bool) -> Panel:
     words = []
-    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10.5, "text.parse_math": False}
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(5, 2.35), layout="constrained")
-        axes = figure.add_subplot()
+    with drawing(name, 5, 2.35) as (figure, axes):
         for place, (label, points) in enumerate(series.items()):
             if not points:
                 words.append(f"{label}: none logged")
@@ -129,36 +105,17 @@ def _panel(name: str, task: str, series: Mapping[str, Points], last_step: int, s
             # A score that hardly moves should look so, and no axis should offer scores below 0.
             low, high = axes.get_ylim()
             axes.set_ylim(max(0.0, min(low, high - 5)), max(high, low + 5))
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        svg = svg_of(figure)
     summary = "; ".join(words)
     what = "Training loss" if smooth else "Score"
-    return Panel(task, inline(buffer.getvalue(), name, f"{what} of {task} by step. {summary}."), summary)
+    return Panel(task, inline(svg, name, f"{what} of {task} by step. {summary}."), summary)
 
 
 def _dress(axes: Axes, last_step: int) -> None:
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(LINES)
-    axes.grid(axis="y", color=LINES, lw=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, length=0, pad=5)
+    dress(axes, "y")
     axes.set_xlabel("step", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda step, _: f"{step:,.0f}"))
     axes.margins(y=0.08)
     axes.set_xlim(-0.02 * last_step, 1.02 * last_step)
-
-
-def inline(svg: str, name: str, description: str) -> Markup:
-    """matplotlib's SVG as an element of a page: no prologue, ids that are the page's only ones, the theme's colours."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
-    for mark, paint in _PAINT.items():
-        svg = svg.replace(mark, paint)
-    box = re.search(r'viewBox="([^"]*)"', svg).group(1)
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" role="img" aria-labelledby="{name}-title">'
-    # Everything else in it was drawn by matplotlib from numbers; the one text that comes from files is escaped here.
-    return Markup(f'{head}<title id="{name}-title">{escape(description)}</title>{svg[svg.index(">") + 1 :]}')

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
-import matplotlib
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from multitask_vl.reports.curves import INK, LINES, SERIES, Panel, inline
+from multitask_vl.reports.figures import SERIES, Panel, drawing, dress, inline, svg_of
 from multitask_vl.reports.run import Run
 
 
@@ -30,11 +27,7 @@ def dot_panels(runs: Mapping[str, Run], split: str) -> list[Panel]:
 
 def _panel(name: str, task: str, split: str, rows: list) -> Panel:
     words = []
-    with matplotlib.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10.5, "text.parse_math": False}
-    ):
-        figure = Figure(figsize=(5, 0.75 + 0.32 * len(rows)), layout="constrained")
-        axes = figure.add_subplot()
+    with drawing(name, 5, 0.75 + 0.32 * len(rows)) as (figure, axes):
         for height, (order, label, value, interval) in enumerate(rows):
             colour = SERIES[order % len(SERIES)]
             said = f"{label} {value:.1f}"
@@ -45,20 +38,14 @@ def _panel(name: str, task: str, split: str, rows: list) -> Panel:
             words.append(said)
         axes.set_yticks(range(len(rows)), [_short(label) for _, label, _, _ in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        for side in ("top", "right", "left"):
-            axes.spines[side].set_visible(False)
-        axes.spines["bottom"].set_color(LINES)
-        axes.grid(axis="x", color=LINES, lw=0.8)
-        axes.set_axisbelow(True)
-        axes.tick_params(colors=INK, length=0, pad=5)
+        dress(axes, "x")
         axes.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
         # runs that hardly differ should look so
         low, high = axes.get_xlim()
         axes.set_xlim(max(0.0, min(low, high - 5)) if low >= 0 else low, max(high, low + 5))
-        buffer = io.StringIO()
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        svg = svg_of(figure)
     summary = "; ".join(words)
-    return Panel(task, inline(buffer.getvalue(), name, f"Scores of {task} on split {split}. {summary}."), summary)
+    return Panel(task, inline(svg, name, f"Scores of {task} on split {split}. {summary}."), summary)
 
 
 def _short(label: str) -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +9,12 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
-from multitask_vl.reports.curves import DASHES, INK, LINES, SERIES, Panel, Points, inline
-from multitask_vl.reports.pictures import Picture, upright_rgb
+from multitask_vl.reports.curves import Points
+from multitask_vl.reports.figures import DASHES, INK, SERIES, Panel, drawing, dress, inline, svg_of
+from multitask_vl.reports.pictures import Picture, jpeg, upright_rgb
 
 SIDE = 176
 """Pixels of a side of a picture with a map on it."""
@@ -69,14 +67,14 @@ def overlay(
             whole = whole.crop((left, top, left + side, top + side))
         image = whole.resize((SIDE, SIDE), Image.Resampling.LANCZOS)
     if cells is None:
-        return Picture(key, _jpeg(image), SIDE, SIDE)
+        return Picture(key, jpeg(image, quality=82), SIDE, SIDE)
     shares = np.asarray(cells, dtype=np.float32).reshape(grid)
     shares = shares / max(float(shares.max()), 1e-12)
     weights = np.asarray(Image.fromarray(shares).resize((SIDE, SIDE), Image.Resampling.BICUBIC)).clip(0, 1)
     heat = matplotlib.colormaps[COLOURS](weights)[..., :3] * 255
     grey = np.asarray(image.convert("L"), dtype=np.float32)[..., None]
     mixed = (0.45 * grey + 0.55 * heat).clip(0, 255).astype(np.uint8)
-    return Picture(key, _jpeg(Image.fromarray(mixed)), SIDE, SIDE)
+    return Picture(key, jpeg(Image.fromarray(mixed), quality=82), SIDE, SIDE)
 
 
 def heat_panel(name: str, title: str, heat: HeatMap) -> Panel:
@@ -85,9 +83,7 @@ def heat_panel(name: str, title: str, heat: HeatMap) -> Panel:
     low = values.min() if heat.low is None else heat.low
     high = values.max() if heat.high is None else heat.high
     tall = min(9.0, 1.1 + (0.42 if heat.written else 0.16) * len(values))
-    with matplotlib.rc_context(_settings(name)):
-        figure = Figure(figsize=(5.4, tall), layout="constrained")
-        axes = figure.add_subplot()
+    with drawing(name, 5.4, tall) as (figure, axes):
         colours = AROUND_ZERO if low < 0 < high else COLOURS
         drawn = axes.imshow(values, aspect="auto", cmap=colours, vmin=low, vmax=max(high, low + 1e-9))
         if heat.written:
@@ -108,7 +104,7 @@ def heat_panel(name: str, title: str, heat: HeatMap) -> Panel:
         bar = figure.colorbar(drawn, ax=axes, shrink=0.9)
         bar.ax.tick_params(colors=INK, length=0, labelsize=8)
         bar.outline.set_visible(False)
-        svg = _svg(figure)
+        svg = svg_of(figure)
     i, j = np.unravel_index(values.argmax(), values.shape)
     m, n = np.unravel_index(values.argmin(), values.shape)
     across = f"{heat.across} " if heat.across else ""
@@ -122,9 +118,7 @@ def heat_panel(name: str, title: str, heat: HeatMap) -> Panel:
 def layer_panel(name: str, title: str, lines: Mapping[str, Points], what: str) -> Panel:
     """Lines over layers, counted from 1."""
     words = []
-    with matplotlib.rc_context(_settings(name)):
-        figure = Figure(figsize=(5, 2.35), layout="constrained")
-        axes = figure.add_subplot()
+    with drawing(name, 5, 2.35) as (figure, axes):
         for place, (label, points) in enumerate(lines.items()):
             if not points:
                 continue
@@ -132,37 +126,16 @@ def layer_panel(name: str, title: str, lines: Mapping[str, Points], what: str) -
             axes.plot(*zip(*points, strict=True), color=colour, linestyle=dash, lw=2.2, marker="o", ms=5)
             words.append(f"{label}: {', '.join(f'{value:.2f}' for _, value in points)}")
         _dress(axes)
-        svg = _svg(figure)
+        svg = svg_of(figure)
     summary = "; ".join(words)
     return Panel(title, inline(svg, name, f"{what} by layer: {title}. {summary}."), summary)
 
 
 def _dress(axes: Axes) -> None:
-    for side in ("top", "right", "left"):
-        axes.spines[side].set_visible(False)
-    axes.spines["bottom"].set_color(LINES)
-    axes.grid(axis="y", color=LINES, lw=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors=INK, length=0, pad=5)
+    dress(axes, "y")
     axes.set_xlabel("layer", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(12, integer=True, min_n_ticks=1))
     axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     low, high = axes.get_ylim()
     axes.set_ylim(min(0.0, low), high)
     axes.margins(x=0.06)
-
-
-def _settings(name: str) -> dict[str, object]:
-    return {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10.5, "text.parse_math": False}
-
-
-def _svg(figure: Figure) -> str:
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
-
-
-def _jpeg(image: Image.Image) -> str:
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=82, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

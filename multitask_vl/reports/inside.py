@@ -10,7 +10,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from multitask_vl.errors import InputError
-from multitask_vl.reports.curves import SVG_DASHES, Panel
+from multitask_vl.reports.figures import SVG_DASHES, Panel
 from multitask_vl.reports.formats import Column, Table
 from multitask_vl.reports.heat import HeatMap, heat_panel, layer_panel, overlay
 from multitask_vl.reports.markup import render_page

@@ -11,7 +11,8 @@ from multitask_vl.errors import InputError
 from multitask_vl.reports import tables
 from multitask_vl.reports.confusion import Confusion, confusion
 from multitask_vl.reports.control import check_control, control_command
-from multitask_vl.reports.curves import SVG_DASHES, loss_panels, score_panels
+from multitask_vl.reports.curves import loss_panels, score_panels
+from multitask_vl.reports.figures import SVG_DASHES
 from multitask_vl.reports.formats import Table, cell
 from multitask_vl.reports.gallery import Scored, Shelf, gallery, read_predictions
 from multitask_vl.reports.inside import inside, norm_table, read_analysis

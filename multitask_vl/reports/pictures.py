@@ -85,10 +85,14 @@ def embed(key: str, path: Path | None) -> Picture:
     except Exception as error:  # on damaged files Pillow's decoders raise nearly every type there is
         return Picture(key, None, 0, 0, f"unreadable ({type(error).__name__})")
     image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
+    return Picture(key, jpeg(image, quality=88, subsampling=0), image.width, image.height)
+
+
+def jpeg(image: Image.Image, **options: int) -> str:
+    """A picture as the data URI of a JPEG; ``options`` are those of Pillow's encoder."""
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=88, subsampling=0, optimize=True)
-    uri = "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
-    return Picture(key, uri, image.width, image.height)
+    image.save(buffer, "JPEG", optimize=True, **options)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def upright_rgb(opened: Image.Image) -> Image.Image:
