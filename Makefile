@@ -6,7 +6,7 @@ WORLD := data/world
 RUN := runs/quickstart
 BLIND := runs/quickstart_blind
 
-.PHONY: demo test lint docs clean
+.PHONY: demo study study-quick test lint docs clean
 
 $(VENV)/.ready: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -22,6 +22,13 @@ demo: $(VENV)/.ready $(WORLD)/world.json
 	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml launch/train_multitask.py --config configs/quickstart.yaml
 	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml launch/train_multitask.py --config configs/quickstart_blind.yaml
 	$(BIN)/python -m multitask_vl.reports $(RUN) --control $(BLIND)
+
+study study-quick: $(VENV)/.ready $(WORLD)/world.json
+	$(BIN)/python launch/extract_features.py --config configs/quickstart.yaml
+	$(BIN)/python launch/sweep.py configs/studies/routing.yaml --at-once 2 $(QUICK)
+	$(BIN)/python -m benchmarks.routing_study $(QUICK)
+
+study-quick: QUICK := --quick
 
 test: $(VENV)/.ready lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term:skip-covered --cov-fail-under=90

@@ -162,7 +162,7 @@ def _main(steps: int) -> list[StudyRun]:
         "quickstart": ("configs/quickstart.yaml", SEEDS),
         "blind": ("configs/quickstart_blind.yaml", SEEDS),
         "random_backbones": ("configs/controls/random_backbones.yaml", SEEDS[:1]),
-        "full": ("configs/controls/full.yaml", SEEDS[:1]),
+        "full": ("configs/controls/full.yaml", SEEDS),
         "symbolic": ("configs/controls/symbolic.yaml", SEEDS[:1]),
         "random_clip": ("configs/controls/random_clip.yaml", SEEDS[:1]),
         "random_bart": ("configs/controls/random_bart.yaml", SEEDS[:1]),
@@ -253,20 +253,21 @@ def _methods(shorter: int) -> list[StudyRun]:
 
 
 def _curves(shorter: int) -> list[StudyRun]:
-    def run(group: str, row: int | str, length: int, *more: str, share: int = 1, seed: int = SEEDS[0]) -> StudyRun:
-        name = f"{group}_{str(row).replace('/', '_').replace(', ', '_').replace(' ', '_')}-{seed}"
+    def run(group: str, row: str, length: int, *more: str, name: str = "", share: int = 1, seed: int = SEEDS[0]):
         words = (*more, f"training.steps={length // shorter}", "evaluation.final=[report]")
-        return StudyRun(name, group, str(row), "configs/quickstart.yaml", seed, words, share)
+        name = f"{group}_{name or row.replace('/', '_')}-{seed}"
+        return StudyRun(name, group, row, "configs/quickstart.yaml", seed, words, share)
 
-    steps = [run("steps", steps // shorter, steps) for steps in CURVE_LENGTHS]
+    steps = [run("steps", str(steps // shorter), steps) for steps in CURVE_LENGTHS]
     data = [run("data", f"1/{share}", STEPS, share=share) for share in CURVE_SHARES]
     ranks = [
-        run("rank", f"{rank}, mul", RANK_STEPS, *BARE, RANK_ROUTING, f"method.rank={rank}", seed=seed)
+        run("rank", str(rank), RANK_STEPS, *BARE, RANK_ROUTING, f"method.rank={rank}", name=f"{rank}_mul", seed=seed)
         for rank in CURVE_RANKS
         for seed in RANK_SEEDS
     ]
     # a wide bottleneck in which captions lose their way: the width's doing, or that of their routing function, mm2?
-    top = f"method.rank={CURVE_RANKS[-1]}"
-    ranks.append(run("rank", CURVE_RANKS[-1], RANK_STEPS, *BARE, top))
-    ranks.append(run("rank", f"{CURVE_RANKS[-1]}, no routing", RANK_STEPS, *BARE, top, "routing.function=none"))
+    top = CURVE_RANKS[-1]
+    wide = (RANK_STEPS, *BARE, f"method.rank={top}")
+    ranks.append(run("rank", f"{top}, the quickstart's routing", *wide, name=str(top)))
+    ranks.append(run("rank", f"{top}, no routing", *wide, "routing.function=none", name=f"{top}_no_routing"))
     return [one for turn in zip_longest(steps, ranks, data) for one in turn if one]  # a point of each in turn

@@ -160,9 +160,9 @@ def curve_table(results: Results, group: str, title: str) -> Table:
     columns = (Column(title.lower(), "text"), *_columns())
     lengths = sorted({one.steps for _, found in points for one in found})
     length = "" if group == "steps" else f"{', '.join(map(str, lengths))} steps; "
-    bare = "one adapter for all tasks and no trained norms; " if group == "rank" else ""
+    bare = "one adapter for all tasks, no trained norms, mul unless said; " if group == "rank" else ""
     seeds = sorted({one.run.seed for _, found in points for one in found})
-    told = f"One seed ({seeds[0]})" if len(seeds) == 1 else f"Seeds {' and '.join(map(str, seeds))}"
+    told = f"One seed ({seeds[0]})" if len(seeds) == 1 else f"Seeds {' and '.join(map(str, seeds))}, mean ± deviation"
     notes = (f"{told}, report split; {length}{bare}everything else as in the quickstart.",) if rows else ()
     return Table(title, columns, tuple(rows), notes=notes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import re
 import sys
 from collections.abc import Callable, Iterable
 
@@ -11,6 +12,10 @@ EXIT_BAD_INPUT = 2
 _CODES = "ENOSPC EDQUOT EROFS EACCES EPERM ENOTDIR EISDIR EEXIST ENOENT ENAMETOOLONG"
 UNWRITABLE = {getattr(errno, code) for code in _CODES.split(" ")}
 """What the system says of a path that cannot be used: the user's disk or path is to be mended, not the code."""
+
+EXIT_PEER_ENDED = 1
+PEER_ENDED = re.compile(r"Connection (closed|reset) by peer")
+"""What gloo says in a process that waits for one that has ended."""
 
 
 class InputError(Exception):
@@ -29,7 +34,10 @@ class InputError(Exception):
 
 
 def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
-    """Wrap a command's ``main``: bad input, or a path the system refuses, is told on stderr and becomes exit code 2."""
+    """Wrap a command's ``main``: what a user can mend is told on stderr, without a traceback.
+
+    Bad input, or a path the system refuses, becomes exit code 2; the end of another process of the same run becomes 1.
+    """
 
     @functools.wraps(main)
     def wrapped(*args, **kwargs) -> int:
@@ -48,5 +56,14 @@ def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
                 file=sys.stderr,
             )
             return EXIT_BAD_INPUT
+        except RuntimeError as error:
+            if not PEER_ENDED.search(str(error)):
+                raise
+            print(
+                "error: another process of this run has ended, and this one cannot go on without it; what that one says "
+                "last is the reason. What was saved is whole: training goes on with --resume auto",
+                file=sys.stderr,
+            )
+            return EXIT_PEER_ENDED
 
     return wrapped

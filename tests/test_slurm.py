@@ -1,8 +1,11 @@
 """Do the SLURM scripts do their work where srun and scontrol are stood in for: array jobs on one store, two nodes?"""
 
+import json
 import os
+import signal
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -21,10 +24,15 @@ for node in $(seq 1 "${SLURM_NNODES:-1}"); do
     SLURM_STEP_NUM_TASKS="${SLURM_NNODES:-1}" SLURM_STEP_NUM_NODES="${SLURM_NNODES:-1}" "$@" &
   started+=($!)
 done
-for one in "${started[@]}"; do wait "$one" || code=$?; done
+trap 'kill -USR1 "${started[@]}"' USR1  # and passes it on
+for one in "${started[@]}"; do
+  wait "$one" || code=$?
+  while kill -0 "$one" 2>/dev/null; do code=0; wait "$one" || code=$?; done
+done
 exit "${code:-0}"
 """
 SCONTROL = """#!/usr/bin/env bash
+[ "$1" = requeue ] && echo "requeued $2"
 [ "$1 $2" = "show hostnames" ] && for node in $(seq 1 "${SLURM_NNODES:-1}"); do echo localhost; done
 """
 
@@ -100,3 +108,35 @@ def test_a_run_on_two_nodes_is_one_run(tmp_path, slurm):
     assert job.returncode == 0, said
     assert "on 2 x cpu" in said
     assert (tmp_path / "run" / "scores.json").exists()
+
+
+@pytest.mark.slow
+def test_a_notice_saves_and_requeues_and_the_job_goes_on(tmp_path, slurm):
+    tiny_run.write_files(tmp_path)
+    training = {"steps": 300, "checkpoint_every": 1000, "log_every": 1}
+    config = tiny_run.write_config(tmp_path, training=training, evaluation={"final": []})
+    job = start("train.sh", ["--config", config], {**slurm, "SLURM_JOB_NODELIST": "here1"})
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") > 3, job)
+    job.send_signal(signal.SIGUSR1)
+    said, _ = job.communicate(timeout=280)
+    assert job.returncode != 0
+    assert f"requeued {slurm['SLURM_JOB_ID']}" in said
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    step = int(saved.name.removeprefix("step-"))
+    assert 3 < step < 300
+    before = metrics.read_text()
+    job = start("train.sh", ["--config", config], {**slurm, "SLURM_JOB_NODELIST": "here1"})
+    said, _ = job.communicate(timeout=280)
+    assert job.returncode == 0, said
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 301))
+    assert metrics.read_text().startswith(before), "clocks included: it went on from there"
+
+
+def wait_until(holds, job, within_s=240):
+    """Wait for something that a job does; fail with what it said where it ends before."""
+    limit = time.monotonic() + within_s
+    while not holds():
+        assert job.poll() is None, job.communicate()[0]
+        assert time.monotonic() < limit
+        time.sleep(0.2)

@@ -6,6 +6,7 @@ import signal
 import pytest
 from safetensors.torch import load_file
 
+from multitask_vl.errors import EXIT_PEER_ENDED
 from tests import forked, tiny_run
 
 pytestmark = pytest.mark.slow
@@ -131,3 +132,11 @@ def test_a_signal_while_two_processes_predict_ends_both_and_the_evaluation_is_re
     assert evaluated(data / "halted") == []
     assert start(data, "halted", processes=2) == [0, 0], said(data, "halted")
     is_as(alone, data / "halted")
+
+
+def test_a_signal_to_one_while_two_predict_is_told_by_the_other(data):
+    codes = start(data, "lost", processes=2, at_prediction=19, signal=signal.SIGTERM)
+    assert codes == [EXIT_PEER_ENDED, 75], said(data, "lost")
+    assert "Traceback" not in said(data, "lost")
+    assert "error: another process of this run has ended" in (data / "lost.said.0").read_text()
+    assert start(data, "lost", processes=2) == [0, 0], said(data, "lost")

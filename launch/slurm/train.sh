@@ -3,7 +3,8 @@
 #   sbatch launch/slurm/train.sh --config configs/YOUR.yaml
 #   sbatch --nodes=2 launch/slurm/train.sh --config configs/YOUR.yaml
 # training.resume=auto makes a job that was requeued, or submitted again, go on from its newest checkpoint. Results do
-# not depend on where it was cut. PROCESSES=N: so many a node, without counting GPUs.
+# not depend on where it was cut. Five minutes before its time is up the job saves, ends and goes back into the queue.
+# PROCESSES=N: so many a node, without counting GPUs.
 #SBATCH --job-name=train
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -11,6 +12,7 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --mem=64G
 #SBATCH --time=24:00:00
+#SBATCH --signal=B:USR1@300
 #SBATCH --requeue
 #SBATCH --output=%x-%j.log
 set -euo pipefail
@@ -21,6 +23,19 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( share > 0 ? share : 1 ))}"
 # the nodes meet at the first of them, on a port that other jobs there do not use
 first="$(scontrol show hostnames "${SLURM_JOB_NODELIST:?start this by sbatch}" | head -n 1)"
 port="${MASTER_PORT:-$(( 20000 + SLURM_JOB_ID % 10000 ))}"
-exec srun torchrun --nnodes "${SLURM_NNODES:-1}" --nproc_per_node "$processes" \
+# the notice comes to this shell; torchrun gives it to its processes, waits for them, and says 1 whatever they say
+srun torchrun --nnodes "${SLURM_NNODES:-1}" --nproc_per_node "$processes" \
+  --signals-to-handle SIGTERM,SIGINT,SIGUSR1 --shutdown-timeout 240 \
   --rdzv_backend c10d --rdzv_id "$SLURM_JOB_ID" --rdzv_endpoint "$first:$port" \
-  launch/train_multitask.py "$@" training.resume=auto
+  launch/train_multitask.py "$@" training.resume=auto &
+step=$! noticed=0 code=0
+trap 'noticed=1; kill -USR1 "$step"' USR1
+wait "$step" || code=$?
+while kill -0 "$step" 2>/dev/null; do  # the notice ended the wait, not the step
+  code=0
+  wait "$step" || code=$?
+done
+if [ "$noticed" = 1 ] && [ "$code" != 0 ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit "$code"

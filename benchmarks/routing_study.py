@@ -1,0 +1,223 @@
+"""Does routing help on the embedded world? python -m benchmarks.routing_study [--quick] [--no-runs]
+
+Reads the finished runs of configs/studies/routing.yaml, which `python launch/sweep.py configs/studies/routing.yaml`
+makes, keeps what the tables need in docs/study.json, a line each, and writes the tables of docs/study.md; with --quick,
+of the smaller form, there and in README.md. With --no-runs: only the pages, of what is on record.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from multitask_vl.durable import write_whole
+from multitask_vl.errors import InputError, exits_cleanly
+from multitask_vl.metrics.bootstrap import interval_of_mean
+from multitask_vl.reports.run import Run, read_run
+from multitask_vl.sweep.choose import choose, resolved
+from multitask_vl.sweep.grid import Grid, GridRun, read_grid
+
+ROOT = Path(__file__).resolve().parents[1]
+GRID = ROOT / "configs" / "studies" / "routing.yaml"
+FILE = "study.json"
+SPLIT = "report"
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A finished run.
+
+    Attributes:
+        group: the row that it belongs to; runs of a row differ by the seed alone.
+        options: axis -> option, and `include` for what stands beside the product of the axes.
+        rate: the learning rate chosen for the row; None where nothing is chosen.
+        scores: task, and `average` -> score on the report split.
+        trainable, total: parameters, the frozen CLIP left out.
+        step_ms: median time of a training step.
+        cpu_s: processor time of the whole command.
+        steps: how many it trained.
+        version: commit of the code that ran, with a star where files differed from it.
+    """
+
+    group: str
+    options: dict[str, str]
+    rate: float | None
+    scores: dict[str, float]
+    trainable: int
+    total: int
+    step_ms: float
+    cpu_s: float
+    steps: int
+    version: str
+
+
+@dataclass(frozen=True)
+class Study:
+    """What the tables are made of.
+
+    Attributes:
+        runs: name -> a finished run, in the order of the grid.
+        paired: row -> task -> [mean, low, high]: what it scores more than its row without routing on the same examples,
+            mean over seeds, and the interval when examples are drawn again.
+        rates: row -> learning rate -> average of its trial on the tune split.
+        wall_s: time of all commands, trials included, added up.
+        cpu_s: processor time of the same.
+        commands: how many there were.
+        planned: runs of the grid.
+    """
+
+    runs: dict[str, Scored]
+    paired: dict[str, dict[str, list[float]]]
+    rates: dict[str, dict[str, float]]
+    wall_s: float
+    cpu_s: float
+    commands: int
+    planned: int
+
+    def rows(self) -> dict[str, list[Scored]]:
+        """Row -> its runs."""
+        found: dict[str, list[Scored]] = {}
+        for run in self.runs.values():
+            found.setdefault(run.group, []).append(run)
+        return found
+
+
+def read_study(grid: Grid) -> Study | None:
+    """What has finished of a grid; None where nothing has."""
+    done = {run.name: run for run in (resolved(grid, one) for one in grid.runs) if run and _finished(grid, run)}
+    if not done:
+        return None
+    read = {name: read_run(grid.out / "runs" / name) for name in done}
+    costs = [json.loads(path.read_text()) for path in sorted((grid.out / "costs").glob("*.json"))]
+    groups: dict[str, list[str]] = {}
+    for name, run in done.items():
+        groups.setdefault(run.group, []).append(name)
+    paired = {}
+    for group, names in groups.items():
+        base = groups.get(baseline(done[names[0]].options), ())
+        if len(base) == len(names) and tuple(base) != tuple(names):
+            paired[group] = _paired([read[name] for name in base], [read[name] for name in names])
+    choices = {group: choose(grid, group) for group in groups} if grid.select else {}
+    return Study(
+        runs={name: _scored(grid, run, read[name]) for name, run in done.items()},
+        paired=paired,
+        rates={
+            group: {f"{one['value']:g}": round(one["average"], 2) for one in choice["averages"]}
+            for group, choice in choices.items()
+        },
+        wall_s=round(sum(cost["wall_s"] for cost in costs), 1),
+        cpu_s=round(sum(cost["cpu_s"] for cost in costs), 1),
+        commands=len(costs),
+        planned=len(grid.runs),
+    )
+
+
+def baseline(options: dict[str, str]) -> str:
+    """The row that a row is compared with: the same modules, without routing."""
+    return f"{options['method']}-none"
+
+
+def _finished(grid: Grid, run: GridRun) -> bool:
+    return (grid.out / "runs" / run.name / "scores.json").is_file()
+
+
+def _scored(grid: Grid, run: GridRun, read: Run) -> Scored:
+    split = read.scores.splits[SPLIT]
+    cost = json.loads((grid.out / "costs" / f"{run.name}.json").read_text())
+    code = read.record.get("code", {})
+    return Scored(
+        group=run.group,
+        options={
+            axis: option for axis, option in run.options.items() if axis in ("method", "routing", "seed", "include")
+        },
+        rate=run.value,
+        scores={task: round(one.value, 3) for task, one in split.tasks.items()} | {"average": round(split.average, 3)},
+        trainable=read.scores.parameters.trainable,
+        total=read.scores.parameters.total,
+        step_ms=round(1000 * statistics.median(row.wall_s for row in read.training), 1),
+        cpu_s=cost["cpu_s"],
+        steps=read.scores.step,
+        version=f"{(code.get('commit') or 'unknown')[:7]}{'*' if code.get('dirty') else ''}",
+    )
+
+
+def _paired(base: Sequence[Run], ours: Sequence[Run]) -> dict[str, list[float]]:
+    """Task -> mean gain over examples that both scored, each the mean over seeds, and its interval."""
+    found = {}
+    for task in ours[0].tasks(SPLIT):
+        gains = []
+        for plain, routed in zip(base, ours, strict=True):
+            before = {one.id: one.score for one in plain.predictions(task, SPLIT)}
+            gains.append({one.id: one.score - before[one.id] for one in routed.predictions(task, SPLIT)})
+        per_example = [statistics.mean(seed[id_] for seed in gains) for id_ in gains[0]]
+        interval = interval_of_mean(per_example, "examples")
+        found[task] = [round(value, 3) for value in (statistics.mean(per_example), interval.low, interval.high)]
+    return found
+
+
+def write_record(path: Path, studies: dict[str, Study]) -> None:
+    """One line a run and a row, so that a change of one run is a change of one line."""
+    parts = []
+    for name, study in studies.items():
+        told: dict[str, Any] = asdict(study)
+        lines = []
+        for key, value in told.items():
+            if isinstance(value, dict):
+                inner = ",\n".join(f"{json.dumps(one)}: {json.dumps(row)}" for one, row in value.items())
+                lines.append(f"{json.dumps(key)}: {{\n{inner}\n}}")
+            else:
+                lines.append(f"{json.dumps(key)}: {json.dumps(value)}")
+        parts.append(f"{json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n}")
+    write_whole(path, "{\n" + ",\n".join(parts) + "\n}\n")
+
+
+def read_record(path: Path) -> dict[str, Study]:
+    """The studies on record: `full`, `quick`; empty without a file."""
+    if not path.is_file():
+        return {}
+    told = json.loads(path.read_text())
+    return {
+        name: Study(**study | {"runs": {run: Scored(**one) for run, one in study["runs"].items()}})
+        for name, study in told.items()
+    }
+
+
+@exits_cleanly
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse the command line, read the runs, keep the record, write the pages."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the smaller form of the study")
+    parser.add_argument("--no-runs", action="store_true", help="write the pages of what is on record")
+    parser.add_argument("--grid", type=Path, default=GRID, help="the study (default configs/studies/routing.yaml)")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of study.md and study.json")
+    parser.add_argument("--readme", type=Path, default=ROOT / "README.md", help="also gets the quick table")
+    given = parser.parse_args(argv)
+    record = given.docs / FILE
+    studies = read_record(record)
+    if not given.no_runs:
+        found = read_study(grid := read_grid(given.grid, given.quick))
+        if found is None:
+            quick = " --quick" if given.quick else ""
+            raise InputError(
+                f"{grid.out}: no run of the study has finished there. Run: "
+                f"python launch/sweep.py {given.grid}{quick} --at-once 2"
+            )
+        studies["quick" if given.quick else "full"] = found
+        write_record(record, dict(sorted(studies.items())))
+    from benchmarks.routing_tables import write_pages
+
+    for page in write_pages(studies, given.docs, given.readme):
+        print(f"wrote {page}")
+    for name, study in studies.items():
+        print(f"{name}: {len(study.runs)} of {study.planned} runs have finished")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
