@@ -60,8 +60,8 @@ def exits_cleanly(main: Callable[..., int | None]) -> Callable[..., int]:
             if not PEER_ENDED.search(str(error)):
                 raise
             print(
-                "error: another process of this run has ended, and this one cannot go on without it; what that one says "
-                "last is the reason. What was saved is whole: training goes on with --resume auto",
+                "error: another process of this run has ended, and this one cannot go on without it; what that one "
+                "says last is the reason. What was saved is whole: training goes on with --resume auto",
                 file=sys.stderr,
             )
             return EXIT_PEER_ENDED
