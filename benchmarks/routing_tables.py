@@ -189,7 +189,7 @@ def rates(study: Study) -> Table:
         if averages:
             rows.append((_label(found[0]), f"{found[0].rate:g}", *(averages.get(rate) for rate in tried)))
     columns = (Column("modules, routing", "text"), Column("chosen", "text"), *map(Column, tried))
-    notes = ("Averages of the four tasks on the tune split after a trial of 200 steps, by peak rate; first seed.",)
+    notes = ("Averages of the four tasks on the tune split after a short trial with the first seed, by peak rate.",)
     return Table("Trials", columns, tuple(rows), notes=notes)
 
 

@@ -297,7 +297,7 @@ def test_the_routing_study_has_what_it_compares(capsys):
     assert comb.routing.function == {"vqa": "add", "gqa": "add", "nlvr2": "mm1", "coco_caption": "mm2"}
     assert configs["single_adapter-mul-noise"].routing.control == "noise"
     assert configs["single_adapter-mm1-blind"].features.control == "shuffled"
-    assert {config.training.steps for config in configs.values()} == {600}
+    assert {config.training.steps for config in configs.values()} == {400}
 
     assert tiny_run.launch("sweep", str(path), "--quick", "--dry-run") == 0
     said = capsys.readouterr().out.splitlines()
