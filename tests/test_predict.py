@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from multitask_vl.config import load_config
 from multitask_vl.data.feature_store import FeatureStore
+from multitask_vl.data.manifest import other_trunk, trunk_of
 from multitask_vl.demo.answers import Answers
 from multitask_vl.demo.uploads import Limits
 from multitask_vl.errors import InputError
@@ -50,7 +51,8 @@ def folder(tmp_path_factory) -> Path:
     assert tiny_run.launch("extract_features", "--config", str(path)) == 0
     config = load_config(path)
     adapter = folder / "run/adapter"
-    save_adapter(shaken(built(config)), adapter, config)
+    trained_on = trunk_of(FeatureStore(folder / "features.h5").manifest)
+    save_adapter(shaken(built(config)), adapter, config, {"features": trained_on})
     words = ("--config", str(path), "--adapter", str(adapter), "--out", str(folder / "run"))
     assert tiny_run.launch("evaluate", *words) == 0
     return folder
@@ -89,6 +91,15 @@ def test_files_get_the_answers_that_the_run_gave(folder, pipeline, task):
     assert pipeline.remarks == [
         "the backbone's frozen weights are random (backbone.pretrained is null), so answers mean little"
     ]
+
+
+def test_another_trunk_than_that_of_training_is_remarked(folder, tmp_path):
+    save_file({name: value + 0.01 for name, value in tiny_weights().items()}, tmp_path / "other.safetensors")
+    remarks = Pipeline.from_pretrained(folder / "run", clip=str(tmp_path / "other.safetensors")).remarks
+    (remark,) = (one for one in remarks if "features" in one)
+    assert "made by tiny (other.safetensors, sha256 " in remark
+    assert "trained on those of tiny (tiny.safetensors, sha256 " in remark
+    assert other_trunk(FeatureStore(folder / "features.h5").manifest, {}) == [], "an adapter of an older version"
 
 
 def test_the_command_answers_one_several_and_a_file(folder, capsys):

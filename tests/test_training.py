@@ -11,6 +11,8 @@ import torch
 from datasets import Dataset
 from safetensors.torch import load_file
 
+from multitask_vl.data.feature_store import FeatureStore
+from multitask_vl.data.manifest import other_trunk, trunk_of
 from tests import tiny_run
 
 pytestmark = pytest.mark.slow
@@ -144,13 +146,19 @@ def test_a_resolved_file_is_launched_as_it_is(data, whole):
     assert tiny_run.losses(folder) == tiny_run.losses(whole)
 
 
-def test_a_saved_adapter_scores_the_same_when_loaded(data, whole):
+def test_a_saved_adapter_scores_the_same_when_loaded(data, whole, capsys):
     out = data / "scored"
     words = ("--config", str(whole / "resolved.yaml"), "--adapter", str(whole / "adapter"), "--out", str(out))
     assert tiny_run.launch("evaluate", *words) == 0
     assert predictions(out) == predictions(whole)
     kept, again = (json.loads((folder / "scores.json").read_text())["splits"] for folder in (whole, out))
     assert again == kept
+    trained_on = json.loads((whole / "adapter/adapter_config.json").read_text())["run"]["features"]
+    manifest = FeatureStore(data / "features.h5").manifest
+    assert trained_on == trunk_of(manifest)
+    assert "features are made by" not in capsys.readouterr().out
+    other = {**trained_on, "encoder": "RN50"}
+    assert "trained on those of RN50" in other_trunk(manifest, other)[0]
 
 
 def test_evaluation_during_training_and_a_tracker(data):

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -107,6 +108,30 @@ def file_sha256(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def trunk_of(manifest: Manifest) -> dict[str, str | None]:
+    """Which trunk made the features of a store, as an adapter that is trained on them keeps it."""
+    return manifest.model_dump(mode="json", include={"encoder", "weights_tag", "weights_sha256", "layer"})
+
+
+def other_trunk(manifest: Manifest, trained_on: Mapping[str, Any]) -> list[str]:
+    """A remark where features are made by another trunk than those that an adapter was trained on (`trunk_of`).
+
+    Not an error: one file of the same weights may have another checksum than another. Empty where either is not known,
+    as of imported features and of adapters of older versions.
+    """
+    mine, known = trunk_of(manifest), [key for key in ("encoder", "weights_sha256") if trained_on.get(key)]
+    if all(mine[key] is None or mine[key] == trained_on[key] for key in known):
+        return []
+    (here, before) = (
+        f"{one['encoder']} ({one['weights_tag']}, sha256 {(one['weights_sha256'] or 'unknown')[:12]})"
+        for one in (mine, trained_on)
+    )
+    return [
+        f"features are made by {here}, the adapter was trained on those of {before}: unless these are two files of the "
+        "same weights, answers mean little"
+    ]
 
 
 def check_manifest(manifest: Manifest, clip: ClipConfig, visual: VisualConfig) -> list[str]:

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from multitask_vl.data.batch import Batch
 from multitask_vl.data.collate import Collator
+from multitask_vl.data.manifest import other_trunk
 from multitask_vl.errors import InputError
 from multitask_vl.evaluation.predict import texts_of
 from multitask_vl.inference.attention import Attention, attention
@@ -66,7 +67,8 @@ class Pipeline:
         self.tokenizer = tokenizer
         self.pictures = pictures
         self.tasks = build_tasks(model.config)
-        self.remarks = _remarks(model)
+        trained = (model.loaded or {}).get("run", {}).get("features", {})
+        self.remarks = [*_remarks(model), *other_trunk(pictures.manifest, trained)]
 
     @classmethod
     def from_pretrained(
@@ -88,8 +90,8 @@ class Pipeline:
             name: folder or hub name, as `multitask_vl.models.pretrained.from_pretrained` takes it.
             device: of model and trunk.
             backbone, tokenizer: where they lie, if not where they did; the backbone's weights are checked.
-            clip: the trunk's weights, a file or a tag, likewise. They are checked against ``store`` alone, since an
-                adapter keeps the name of the trunk's weights and not their checksum.
+            clip: the trunk's weights, a file or a tag, likewise. Whether they are those of the features that the
+                adapter was trained on is among the remarks.
             clip_model: the trunk's name, or the file of its JSON, likewise.
             store: a feature store that the adapter was trained on; features must be made as its were.
             revision, token: of the hub.

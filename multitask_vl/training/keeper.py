@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch.nn import Parameter
 
+from multitask_vl.data.manifest import trunk_of
 from multitask_vl.errors import InputError
 from multitask_vl.methods.io import save_adapter
 from multitask_vl.training import checkpoint
@@ -101,4 +102,5 @@ class Keeper:
 
     def facts(self, step: int) -> dict[str, dict]:
         """What an adapter's card tells of its training up to ``step``."""
-        return {"data": self.data, "training": {"steps": step, **self.settings}}
+        features = trunk_of(self.run.store.manifest)
+        return {"data": self.data, "features": features, "training": {"steps": step, **self.settings}}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from multitask_vl.config.schema import Config
+from multitask_vl.data.manifest import other_trunk
 from multitask_vl.errors import InputError
 from multitask_vl.evaluation.evaluate import evaluate
 from multitask_vl.methods.io import find_adapter, load_adapter
@@ -29,6 +30,8 @@ def score_adapter(config: Config, adapter: Path, out: Path, splits: list[str]) -
     if empty:
         raise InputError(f"--split: no task has a split {', '.join(map(repr, empty))}")
     load_adapter(run.model, find_adapter(adapter))
+    for remark in other_trunk(run.store.manifest, run.model.loaded["run"].get("features", {})):
+        accelerator.print(f"note: {remark}")
     results = evaluate(run.model, run.splits(splits), out, config.evaluation, accelerator, accelerator.print)
     if accelerator.is_main_process:
         trainable, everything = run.model.parameter_counts()
