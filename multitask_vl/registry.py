@@ -95,10 +95,14 @@ def load_plugins(modules: Iterable[str]) -> None:
     problems = []
     for name in modules:
         try:
-            importlib.import_module(name)
+            where = getattr(importlib.import_module(name), "__file__", None) or ""
         except ImportError as error:
             problems.append(
                 f"plugins: cannot import {name!r}: {error}. Is its folder on PYTHONPATH? Try: python -c 'import {name}'"
             )
+            continue
+        if os.path.abspath(os.path.dirname(where)) in PROGRAMS:
+            del sys.modules[name]
+            problems.append(f"plugins: {name!r} is only the program {where}. Is your module's folder on PYTHONPATH?")
     if problems:
         raise InputError(problems)

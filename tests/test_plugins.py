@@ -4,6 +4,9 @@ import json
 import sys
 import textwrap
 
+import pytest
+
+from multitask_vl.errors import InputError
 from multitask_vl.registry import ROUTING, load_plugins
 from tests import tiny_run
 
@@ -128,3 +131,13 @@ def test_a_plugin_may_be_called_as_a_program_is(tmp_path, monkeypatch):
     load_plugins(["compare"])
     assert ROUTING.get("compared")(3, 1) == 2
     monkeypatch.delitem(sys.modules, "compare")
+
+
+def test_a_program_is_no_plugin(monkeypatch):
+    monkeypatch.setattr(sys, "path", [str(tiny_run.ROOT / "launch"), *sys.path])
+    monkeypatch.delitem(sys.modules, "compare", raising=False)
+    with pytest.raises(
+        InputError, match=r"plugins: 'compare' is only the program .*launch/compare.py. Is your module's"
+    ):
+        load_plugins(["compare"])
+    assert "compare" not in sys.modules

@@ -78,7 +78,7 @@ def _checked_tasks(tree: Node, problems: list[str]) -> dict[str, Any] | None:
             task = TASKS.get(name)
         else:
             told = f"there is no task of this name{did_you_mean(name, TASKS.names())}"
-            problems.append(f"{section.origin}: tasks.{name}: {told} (or say its type)")
+            problems.append(f"{section.origin}: tasks.{name}: {told} (or say its type; a task of your own: plugins)")
             continue
         if task is not None:
             checked[name] = _checked(task.Config, section.plain(), tree, at, problems)
