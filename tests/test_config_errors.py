@@ -55,7 +55,8 @@ def test_everything_wrong_is_told_at_once_in_the_order_of_the_file(folder):
         "broken.yaml:6: tasks.colours.splits.report.questions: is missing",
         "broken.yaml:6: tasks.colours.style: got 'lng'; did you mean 'long'?",
         "broken.yaml:6: tasks.colours.promt: unknown key; did you mean 'prompt'?",
-        "broken.yaml:7: tasks.colurs: there is no task of this name; did you mean 'colours'? (or say its type; a task of your own: plugins)",
+        "broken.yaml:7: tasks.colurs: there is no task of this name; did you mean 'colours'? (or say its type; "
+        "a task of your own: plugins)",
         "broken.yaml:8: tasks.shades.type: got 'colour'; did you mean 'colours'?",
         "broken.yaml:9: tasks.rest: got 5; expected a mapping of its settings",
         "broken.yaml:10: method.name: got 'thn'; did you mean 'thin'?",
