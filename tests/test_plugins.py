@@ -136,8 +136,6 @@ def test_a_plugin_may_be_called_as_a_program_is(tmp_path, monkeypatch):
 def test_a_program_is_no_plugin(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tiny_run.ROOT / "launch"), *sys.path])
     monkeypatch.delitem(sys.modules, "compare", raising=False)
-    with pytest.raises(
-        InputError, match=r"plugins: 'compare' is only the program .*launch/compare\.py\. Is"
-    ):
+    with pytest.raises(InputError, match=r"plugins: 'compare' is only the program .*launch/compare\.py\. Is"):
         load_plugins(["compare"])
     assert "compare" not in sys.modules
