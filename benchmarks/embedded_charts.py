@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from benchmarks.charts import save
 from benchmarks.embedded_results import TASKS, Result, Results, amount, curve_points, spread
 
 INK, FAINT = "#4a4f57", "#c9ccd1"
@@ -22,14 +22,14 @@ def write_charts(results: Results, docs: Path) -> list[tuple[Path, str]]:
     charts = []
     main = {key.removeprefix("main: "): found for key, found in results.items() if key.startswith("main: ")}
     if len(main) > 1:
-        charts.append((_save(_bars(main), docs / "embedded_world_controls.svg"), "Scores of the controls"))
+        charts.append((save(_bars(main), docs / "embedded_world_controls.svg"), "Scores of the controls"))
     curves = {
         group: [(amount(name), found) for name, found in curve_points(results, group) if "," not in name]
         for group in CURVES
         if any(key.startswith(f"{group}: ") for key in results)
     }
     if curves:
-        charts.append((_save(_lines(curves), docs / "embedded_world_curves.svg"), "Scores by steps, data and rank"))
+        charts.append((save(_lines(curves), docs / "embedded_world_curves.svg"), "Scores by steps, data and rank"))
     return charts
 
 
@@ -74,10 +74,3 @@ def _plain(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(colors=INK, labelsize=8, length=3, color=FAINT)
-
-
-def _save(figure: Figure, path: Path) -> Path:
-    # without the date and with fixed names inside, the same results give the same file
-    with matplotlib.rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "none"}):
-        figure.savefig(path, format="svg", metadata={"Date": None}, facecolor="white")
-    return path

@@ -36,8 +36,13 @@ def kept(runs: Sequence[StudyRun], out: Path, record: Path) -> dict[str, list[Re
 
 def write_record(results: Results, record: Path) -> None:
     """One line a run, so that a change of one run is a change of one line."""
-    lines = [f"{json.dumps(one.run.name)}: {json.dumps(_told(one))}" for found in results.values() for one in found]
-    write_whole(record, "{\n" + ",\n".join(lines) + "\n}\n")
+    told = {one.run.name: json.dumps(_told(one)) for found in results.values() for one in found}
+    write_whole(record, f"{lines_of(told)}\n")
+
+
+def lines_of(members: Mapping[str, str]) -> str:
+    """A JSON object with a line for each member, whose values are JSON already."""
+    return "{\n" + ",\n".join(f"{json.dumps(name)}: {value}" for name, value in members.items()) + "\n}"
 
 
 def _recorded(runs: Sequence[StudyRun], record: Path) -> list[Result]:

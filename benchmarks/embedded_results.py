@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.embedded_runs import AGAIN, SEEDS, StudyRun
-from multitask_vl.reports.formats import Spread
+from multitask_vl.reports.formats import Spread, spread_of
 from multitask_vl.synthetic.language import QUESTIONS
 
 TASKS = {"vqa": "VQA", "gqa": "GQA", "nlvr2": "NLVR2", "coco_caption": "CIDEr"}
@@ -99,12 +99,13 @@ def read_result(run: StudyRun, out: Path) -> Result:
         steps=record["step"],
         trained=100 * counts["trainable"] / counts["total"],
         step_ms=1000 * statistics.median(row["wall_s"] for row in rows),
-        version=_version(folder / "record.json"),
+        version=version_of(json.loads(made.read_text()) if (made := folder / "record.json").is_file() else {}),
     )
 
 
-def _version(record: Path) -> str:
-    code = json.loads(record.read_text()).get("code", {}) if record.is_file() else {}
+def version_of(record: Mapping) -> str:
+    """Commit of the code that ran, by a run's record, with a star where files differed from it."""
+    code = record.get("code", {})
     return f"{(code.get('commit') or 'unknown')[:7]}{'*' if code.get('dirty') else ''}"
 
 
@@ -128,10 +129,7 @@ def first_and_last(rows: Sequence[dict], steps: int) -> dict[str, tuple[float, f
 
 def spread(results: Sequence[Result], split: str, what: str) -> Spread | None:
     """Mean over runs and sample standard deviation of a score; None where a run lacks it."""
-    values = [result.scores.get(split, {}).get(what) for result in results]
-    if not values or None in values:
-        return None
-    return Spread(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
+    return spread_of([result.scores.get(split, {}).get(what) for result in results])
 
 
 def curve_points(results: Results, group: str) -> list[tuple[str, Sequence[Result]]]:

@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 import pyarrow as pa
 import torch
@@ -26,6 +25,7 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 from matplotlib.figure import Figure
 
+from benchmarks.charts import save
 from multitask_vl.config.schema import BackboneConfig, Config, MixingConfig, TaskConfig, VisualConfig
 from multitask_vl.data.batch import Batch
 from multitask_vl.data.collate import Collator
@@ -199,7 +199,6 @@ def table_of(series: dict[str, list[Point]], options: argparse.Namespace) -> str
 
 def plot(series: dict[str, list[Point]], path: Path) -> None:
     """Time and memory relative to the first value, on logarithmic axes, beside linear growth."""
-    matplotlib.rcParams["svg.hashsalt"] = "growth"
     figure = Figure(figsize=(13, 2.8), layout="constrained")
     for axes, (name, points) in zip(figure.subplots(1, len(series)), series.items(), strict=True):
         values = [point.value for point in points]
@@ -210,7 +209,7 @@ def plot(series: dict[str, list[Point]], path: Path) -> None:
         axes.set_title(name, fontsize=8)
         axes.tick_params(labelsize=7)
     figure.axes[0].legend(fontsize=7)
-    figure.savefig(path, metadata={"Date": None})
+    save(figure, path)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,17 +16,22 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.embedded_record import lines_of
+from benchmarks.embedded_results import version_of
 from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError, exits_cleanly
 from multitask_vl.metrics.bootstrap import interval_of_mean
 from multitask_vl.reports.run import Run, read_run
 from multitask_vl.sweep.choose import choose, resolved
 from multitask_vl.sweep.grid import Grid, GridRun, read_grid
+from multitask_vl.sweep.jobs import Jobs
 
 ROOT = Path(__file__).resolve().parents[1]
 GRID = ROOT / "configs" / "studies" / "routing.yaml"
 FILE = "study.json"
 SPLIT = "report"
+Examples = dict[str, dict[str, float]]
+"""Task -> id of an example -> its score."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +95,12 @@ class Study:
 
 def read_study(grid: Grid) -> Study | None:
     """What has finished of a grid; None where nothing has."""
-    done = {run.name: run for run in (resolved(grid, one) for one in grid.runs) if run and _finished(grid, run)}
+    jobs = Jobs(grid.out, ROOT, threads=1)
+    done = {run.name: run for run in (resolved(grid, one) for one in grid.runs) if run and jobs.finished(run.name)}
     if not done:
         return None
     read = {name: read_run(grid.out / "runs" / name) for name in done}
+    scores = {name: _examples(run) for name, run in read.items()}
     costs = [json.loads(path.read_text()) for path in sorted((grid.out / "costs").glob("*.json"))]
     groups: dict[str, list[str]] = {}
     for name, run in done.items():
@@ -102,7 +109,7 @@ def read_study(grid: Grid) -> Study | None:
     for group, names in groups.items():
         base = groups.get(baseline(done[names[0]].options), ())
         if len(base) == len(names) and tuple(base) != tuple(names):
-            paired[group] = _paired([read[name] for name in base], [read[name] for name in names])
+            paired[group] = _paired([scores[name] for name in base], [scores[name] for name in names])
     choices = {group: choose(grid, group) for group in groups} if grid.select else {}
     return Study(
         runs={name: _scored(grid, run, read[name]) for name, run in done.items()},
@@ -123,14 +130,9 @@ def baseline(options: dict[str, str]) -> str:
     return f"{options['method']}-none"
 
 
-def _finished(grid: Grid, run: GridRun) -> bool:
-    return (grid.out / "runs" / run.name / "scores.json").is_file()
-
-
 def _scored(grid: Grid, run: GridRun, read: Run) -> Scored:
     split = read.scores.splits[SPLIT]
     cost = json.loads((grid.out / "costs" / f"{run.name}.json").read_text())
-    code = read.record.get("code", {})
     return Scored(
         group=run.group,
         options={
@@ -143,19 +145,20 @@ def _scored(grid: Grid, run: GridRun, read: Run) -> Scored:
         step_ms=round(1000 * statistics.median(row.wall_s for row in read.training), 1),
         cpu_s=cost["cpu_s"],
         steps=read.scores.step,
-        version=f"{(code.get('commit') or 'unknown')[:7]}{'*' if code.get('dirty') else ''}",
+        version=version_of(read.record),
     )
 
 
-def _paired(base: Sequence[Run], ours: Sequence[Run]) -> dict[str, list[float]]:
-    """Task -> mean gain over examples that both scored, each the mean over seeds, and its interval."""
+def _examples(run: Run) -> Examples:
+    return {task: {one.id: one.score for one in run.predictions(task, SPLIT)} for task in run.tasks(SPLIT)}
+
+
+def _paired(base: Sequence[Examples], ours: Sequence[Examples]) -> dict[str, list[float]]:
+    """Task -> mean gain over examples, each the mean over seeds, and its interval."""
     found = {}
-    for task in ours[0].tasks(SPLIT):
-        gains = []
-        for plain, routed in zip(base, ours, strict=True):
-            before = {one.id: one.score for one in plain.predictions(task, SPLIT)}
-            gains.append({one.id: one.score - before[one.id] for one in routed.predictions(task, SPLIT)})
-        per_example = [statistics.mean(seed[id_] for seed in gains) for id_ in gains[0]]
+    for task, ids in ours[0].items():
+        pairs = [(routed[task], plain[task]) for plain, routed in zip(base, ours, strict=True)]
+        per_example = [statistics.mean(routed[id_] - plain[id_] for routed, plain in pairs) for id_ in ids]
         interval = interval_of_mean(per_example, "examples")
         found[task] = [round(value, 3) for value in (statistics.mean(per_example), interval.low, interval.high)]
     return found
@@ -163,29 +166,35 @@ def _paired(base: Sequence[Run], ours: Sequence[Run]) -> dict[str, list[float]]:
 
 def write_record(path: Path, studies: dict[str, Study]) -> None:
     """One line a run and a row, so that a change of one run is a change of one line."""
-    parts = []
-    for name, study in studies.items():
-        told: dict[str, Any] = asdict(study)
-        lines = []
-        for key, value in told.items():
-            if isinstance(value, dict):
-                inner = ",\n".join(f"{json.dumps(one)}: {json.dumps(row)}" for one, row in value.items())
-                lines.append(f"{json.dumps(key)}: {{\n{inner}\n}}")
-            else:
-                lines.append(f"{json.dumps(key)}: {json.dumps(value)}")
-        parts.append(f"{json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n}")
-    write_whole(path, "{\n" + ",\n".join(parts) + "\n}\n")
+
+    def text(value: Any) -> str:
+        if not isinstance(value, dict):
+            return json.dumps(value)
+        return lines_of({name: json.dumps(one) for name, one in value.items()})
+
+    parts = {
+        name: lines_of({key: text(value) for key, value in asdict(study).items()}) for name, study in studies.items()
+    }
+    write_whole(path, f"{lines_of(parts)}\n")
 
 
 def read_record(path: Path) -> dict[str, Study]:
-    """The studies on record: `full`, `quick`; empty without a file."""
+    """The studies on record: `full`, `quick`; empty without a file.
+
+    Raises:
+        InputError: the file holds something else.
+    """
     if not path.is_file():
         return {}
-    told = json.loads(path.read_text())
-    return {
-        name: Study(**study | {"runs": {run: Scored(**one) for run, one in study["runs"].items()}})
-        for name, study in told.items()
-    }
+    try:
+        return {
+            name: Study(**study | {"runs": {run: Scored(**one) for run, one in study["runs"].items()}})
+            for name, study in json.loads(path.read_text()).items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{path}: is no record of the study ({type(error).__name__}: {error}). Run: git checkout -- {path}"
+        ) from None
 
 
 @exits_cleanly

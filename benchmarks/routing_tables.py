@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from benchmarks.routing_study import Scored, Study, baseline
 from multitask_vl.parameter_table import put_between_markers
-from multitask_vl.reports.formats import Column, Range, Spread, Table, Value, cell, render
+from multitask_vl.reports.formats import Column, Range, Table, Value, cell, render, spread_of
 
 TASKS = {"vqa": "VQA", "gqa": "GQA", "nlvr2": "NLVR2", "coco_caption": "CIDEr", "average": "Avg"}
 METHODS = {"single_lora": "Single LoRA", "single_adapter": "Single Adapter", "adapter_per_task": "Multiple Adapters"}
@@ -59,27 +59,19 @@ def cost(study: Study) -> str:
     versions = sorted({run.version for run in study.runs.values()})
     return (
         f"{len(study.runs)} of {study.planned} runs, {', '.join(f'{one:,}' for one in steps)} steps each, and the "
-        f"trials of their rates: {study.commands} commands, {study.cpu_s / 3600:.1f} hours of one core, "
-        f"{study.wall_s / 7200:.1f} hours with two at a time on two cores. Code: {', '.join(versions)}."
+        f"trials of their rates: {study.commands} commands, {study.cpu_s / 3600:.1f} hours of one core; "
+        f"two at a time, as `make study` runs them, half of {study.wall_s / 3600:.1f} hours. "
+        f"Code: {', '.join(versions)}."
     )
 
 
 def beside(study: Study, methods: Sequence[str]) -> Table:
     """Means over seeds of several kinds of modules side by side, a row for each routing function (Table 7)."""
-    rows = study.rows()
-    functions = dict.fromkeys(
-        found[0].options["routing"] + _extra(found[0])
-        for found in rows.values()
-        if found[0].options["method"] in methods
-    )
-    out: list[tuple[Value, ...]] = []
-    for function in functions:
-        values: list[Value] = []
-        for method in methods:
-            found = next((f for f in rows.values() if f[0].options["method"] == method and _name(f[0]) == function), [])
-            values += [_mean(found, task) for task in TASKS]
-        if any(value is not None for value in values):
-            out.append((function, *values))
+    found = {(one[0].options["method"], _name(one[0])): one for one in study.rows().values()}
+    names = dict.fromkeys(name for method, name in found if method in methods)
+    out = [
+        (name, *(_mean(found.get((method, name), ()), task) for method in methods for task in TASKS)) for name in names
+    ]
     heads = [Column(f"{METHODS[method]}: {title}") for method in methods for title in TASKS.values()]
     return Table(
         "As Table 7: one module for all tasks", (Column("routing", "text"), *heads), tuple(out), notes=(_SEEDS,)
@@ -103,7 +95,7 @@ def over_seeds(study: Study) -> Table:
         (
             f"{METHODS[found[0].options['method']]}, {_name(found[0])}",
             len(found),
-            *(_spread([run.scores[task] for run in found]) for task in TASKS),
+            *(spread_of([run.scores[task] for run in found]) for task in TASKS),
             100 * found[0].trainable / found[0].total,
             f"{statistics.median(run.step_ms for run in found):.0f}",
         )
@@ -118,7 +110,7 @@ def over_seeds(study: Study) -> Table:
     )
     notes = (
         "Mean ± sample standard deviation over seeds. A step is one of 64 examples on one thread, while another run "
-        "used the other core.",
+        "has the other core (`make study`).",
     )
     return Table("As Table C7: every row", columns, tuple(rows), notes=notes)
 
@@ -170,11 +162,11 @@ def replaced(study: Study) -> Table:
     out: list[tuple[Value, ...]] = []
     plain = rows.get("single_adapter-none", [])
     for task, title in TASKS.items():
-        out.append((title, "no routing", *([_spread([run.scores[task] for run in plain])] * len(functions))))
+        out.append((title, "no routing", *([spread_of([run.scores[task] for run in plain])] * len(functions))))
         for extra, name in names.items():
             found = [rows.get("-".join(filter(None, ("single_adapter", one, extra))), []) for one in functions]
             if any(found):
-                out.append((title, name, *(_spread([run.scores[task] for run in one]) for one in found)))
+                out.append((title, name, *(spread_of([run.scores[task] for run in one]) for one in found)))
     columns = (Column("score", "text"), Column("x_R", "text"), *map(Column, functions))
     notes = ("Single Adapter; mean ± sample standard deviation over seeds. Noise and ones: mul and mm1 alone.",)
     return Table("As Table B2: another thing in the place of x_R", columns, tuple(out) if plain else (), notes=notes)
@@ -198,7 +190,7 @@ def quick(study: Study) -> Table:
     rows = [
         (
             _name(found[0]),
-            *(_spread([run.scores[task] for run in found]) for task in TASKS),
+            *(spread_of([run.scores[task] for run in found]) for task in TASKS),
             _over_seeds(study, found, "average") if _compared(study, found) else "",
         )
         for found in study.rows().values()
@@ -213,7 +205,8 @@ def quick(study: Study) -> Table:
     notes = (
         f"Mean ± sample standard deviation over {seeds} seeds, {steps} steps, report split; the difference is paired "
         "by seed, with its 95 % interval by Student's t. Blind: every picture's features are another picture's.",
-        f"{len(study.runs)} runs, {study.wall_s / 120:.0f} minutes with two at a time on two cores.",
+        f"{len(study.runs)} runs; two at a time, as `make study-quick` runs them, half of {study.wall_s / 60:.0f} "
+        "minutes.",
     )
     return Table("One adapter for all tasks, in the middle of learning", columns, tuple(rows), notes=notes)
 
@@ -234,16 +227,11 @@ def listing(study: Study) -> str:
     return "\n".join([*head, *lines, "", "</details>"])
 
 
-_SEEDS = "Means over three seeds; deviations stand below."
-
-
-def _extra(run: Scored) -> str:
-    extra = run.options.get("include")
-    return f", {extra.replace('_', ' ')}" if extra else ""
+_SEEDS = "Means over seeds; how many and how far apart stands below."
 
 
 def _name(run: Scored) -> str:
-    return run.options["routing"] + _extra(run)
+    return ", ".join(filter(None, (run.options["routing"], run.options.get("include", "").replace("_", " "))))
 
 
 def _label(run: Scored) -> str:
@@ -252,12 +240,6 @@ def _label(run: Scored) -> str:
 
 def _mean(found: Sequence[Scored], task: str) -> float | None:
     return statistics.mean(run.scores[task] for run in found) if found else None
-
-
-def _spread(values: Sequence[float]) -> Spread | None:
-    if not values:
-        return None
-    return Spread(statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None)
 
 
 def _compared(study: Study, found: Sequence[Scored]) -> bool:
@@ -275,6 +257,6 @@ def _over_seeds(study: Study, found: Sequence[Scored], task: str) -> str:
 
 
 def _with_interval(mean: float, low: float, high: float) -> str:
-    write: Callable[[Value], str] = lambda value: cell(value, "difference", MINUS)  # noqa: E731
-    text = f"{write(mean)} ({write(Range(low, high))})"
+    mean_text, range_text = (cell(value, "difference", MINUS) for value in (mean, Range(low, high)))
+    text = f"{mean_text} ({range_text})"
     return f"**{text}**" if low > 0 or high < 0 else text

@@ -19,6 +19,7 @@ from benchmarks.routing_tables import (
     rates,
     replaced,
 )
+from multitask_vl.errors import InputError
 from multitask_vl.parameter_table import markers
 from multitask_vl.sweep.choose import resolved
 from multitask_vl.sweep.grid import read_grid
@@ -146,6 +147,9 @@ def test_the_record_gives_the_same_pages(grid, tmp_path):
     lines = (tmp_path / "study.json").read_text().splitlines()
     assert sum(line.startswith('"single_adapter-mul-seed2"') for line in lines) == 1, "a run, a line"
     assert read_record(tmp_path / "absent.json") == {}
+    (tmp_path / "cut.json").write_text("\n".join(lines[:5]))
+    with pytest.raises(InputError, match=r"cut.json: is no record of the study .* git checkout -- "):
+        read_record(tmp_path / "cut.json")
 
 
 def test_the_command_writes_the_pages_and_needs_no_runs_afterwards(tmp_path, capsys):

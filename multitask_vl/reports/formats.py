@@ -6,6 +6,7 @@ import csv
 import dataclasses
 import io
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -21,6 +22,14 @@ class Spread:
 
     mean: float
     std: float | None = None
+
+
+def spread_of(values: Sequence[float | None]) -> Spread | None:
+    """Mean and deviation of several runs' values; None where there is none or a run lacks its own."""
+    known = [value for value in values if value is not None]
+    if not known or len(known) < len(values):
+        return None
+    return Spread(statistics.mean(known), statistics.stdev(known) if len(known) > 1 else None)
 
 
 @dataclass(frozen=True)

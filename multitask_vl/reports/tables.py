@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
 from multitask_vl.errors import InputError, exits_cleanly
 from multitask_vl.reports.control import check_control, flat
-from multitask_vl.reports.formats import FORMATS, Column, Range, Spread, Table, Value, render
+from multitask_vl.reports.formats import FORMATS, Column, Range, Table, Value, render, spread_of
 from multitask_vl.reports.run import IntervalOf, Run, TaskScores, evaluate_command, read_run
 
 
@@ -112,7 +111,7 @@ def compare(runs: Sequence[Run], split: str | None = None) -> Table:
         notes += [f"{run.name}, {note}" for run in group for note in notes_of(run, split, "headline")]
         routing = ", ".join(filter(None, describe_routing(first)))
         head: list[Value] = [_common_name(group), describe_method(first), routing, percent, len(group)]
-        rows.append((*head, *map(_spread, values), _spread(averages)))
+        rows.append((*head, *map(spread_of, values), spread_of(averages)))
     words = tuple(Column(name, "text") for name in ("run", "method", "routing"))
     scores = tuple(Column(task) for task in (*columns, "average"))
     if any(row[4] > 1 for row in rows):
@@ -235,13 +234,6 @@ def _common_name(group: Sequence[Run]) -> str:
 def _value(run: Run, split: str, task: str) -> float | None:
     scores = run.scores.splits[split].tasks.get(task)
     return scores.value if scores else None
-
-
-def _spread(values: Sequence[float | None]) -> Spread | None:
-    known = [value for value in values if value is not None]
-    if not known or len(known) < len(values):
-        return None
-    return Spread(statistics.fmean(known), statistics.stdev(known) if len(known) > 1 else None)
 
 
 @exits_cleanly
