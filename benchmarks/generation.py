@@ -28,6 +28,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.generation_cases import CASES, World
+from benchmarks.matrix_products import slow_products_note
 from multitask_vl.parameter_table import put_between_markers
 from multitask_vl.reports.formats import Column, Table, render
 
@@ -147,11 +148,8 @@ def table_of(options: argparse.Namespace, rows: list[tuple]) -> str:
         f"{options.threads} threads, {options.rounds} rounds after one that warms up. Command: "
         f"`python -m benchmarks.generation {words} --rounds {options.rounds}`."
     ]
-    if options.precision == "bf16" and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
-        notes.append(
-            "This processor has no bfloat16 instructions (AVX512-BF16, AMX): rows in bf16 tell how they compare with "
-            "each other, not with fp32."
-        )
+    if options.precision == "bf16":
+        notes += slow_products_note()
     title = {"captions": "Captions", "split": "Evaluation of a mixed split"}[options.part]
     columns = tuple(Column(name, "text") for name in names)
     return render(Table(f"{title}, {options.precision}", columns, tuple(rows), notes=tuple(notes)), "markdown")

@@ -7,7 +7,7 @@ are BART-base's, weights and features random, texts real: VQA v2 questions and C
 All cases take their steps in turns, on the same rows. A case's time is the mean over its batches of the fastest (or
 median) step; batches by length are drawn evenly from the sorted ones, so that their mean is that of a pass. Memory is
 what a step needs above the loaded model, in a process of its own (Linux). One call measures one kind of texts in one
-precision; --page writes its table between its marks, --results gathers several calls in one table.
+precision; --page writes its table between its marks, --results adds what earlier calls found of the same kind.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.matrix_products import Products
+from benchmarks.matrix_products import Products, slow_products_note
 from benchmarks.training_cases import CASES, TASKS, Case, batches_of, plain_loss
 from multitask_vl.parameter_table import put_between_markers
 from multitask_vl.reports.formats import Column, Table, render
@@ -139,13 +139,9 @@ def table_of(options: argparse.Namespace, found: dict[str, dict]) -> str:
         "case", "fastest, s", "median, s", "CPU, s", "times row 1", "times row 2", "tokens/s", "products, s",
         "step / products", "memory, MiB", "of row 1", "of row 2",
     )  # fmt: skip
-    native = torch.ops.mkldnn._is_mkldnn_bf16_supported()
     notes = [f"36 cells, dropout 0.1. {what.capitalize()}: {how}." for what, how in found["about"].items()]
-    if options.precision == "bf16" and not native:
-        notes.append(
-            "This processor has no bfloat16 instructions (AVX512-BF16, AMX): its bfloat16 products are slower than "
-            "float32 ones, so that rows in bf16 tell how they compare with each other, not with fp32."
-        )
+    if options.precision == "bf16":
+        notes += slow_products_note()
     columns = tuple(Column(name, "text") for name in names)
     title = f"Training step, {options.only}, {options.precision}"
     return render(Table(title, columns, tuple(rows), notes=tuple(notes)), "markdown")
@@ -181,7 +177,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     wanted = [name for name, kind in CASES.items() if options.precision in kind.precisions]
     wanted = [options.memory_of] if options.memory_of else options.cases or wanted
     known = options.results is not None and options.results.exists()
-    found: dict[str, Any] = json.loads(options.results.read_text()) if known else {}
+    everything: dict[str, dict[str, Any]] = json.loads(options.results.read_text()) if known else {}
+    found = everything.setdefault(f"{options.only} {options.precision}", {})
     with tempfile.TemporaryDirectory() as folder:
         config, batches = batches_of(options.only, options.data, Path(folder), options.rows, options.batches)
         if options.memory_of:
@@ -210,7 +207,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         command = f"python -m benchmarks.training {words} --rounds {options.rounds} --measure {what}"
         found.setdefault("about", {})[what] = f"{how} that warms up (`{command}`)"
     if options.results is not None:
-        options.results.write_text(json.dumps(found, indent=1))
+        options.results.write_text(json.dumps(everything, indent=1))
     table = table_of(options, found)
     print(table)
     if options.page:

@@ -22,6 +22,7 @@ from feature_extraction.extract import Summary, extract
 from feature_extraction.failures import FAILURES
 from multitask_vl.config import load_config
 from multitask_vl.errors import exits_cleanly
+from multitask_vl.models.half_rate import slower_than_fp32
 
 EXIT_SOME_FAILED = 1
 EXIT_STOPPED = 130
@@ -35,8 +36,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as features.workers=2")
     arguments = parser.parse_args(argv)
     config = load_config(arguments.config, arguments.overrides)
-    if note := slower_than_fp32(config.features.precision):
-        print(note, file=sys.stderr)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    if note := slower_than_fp32("features.precision", config.features.precision, device):
+        print(f"note: {note}", file=sys.stderr)
     try:
         summary = extract(config)
     except KeyboardInterrupt:
@@ -44,14 +46,6 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_STOPPED
     tell(summary, config.visual.feature_dim)
     return 0 if summary.complete else EXIT_SOME_FAILED
-
-
-def slower_than_fp32(precision: str) -> str | None:
-    """A note for those whose processor has no instructions for 16-bit numbers; None where there is nothing to say."""
-    capability = torch.backends.cpu.get_cpu_capability()
-    if precision == "fp32" or torch.cuda.is_available() or capability.startswith("AVX512"):
-        return None
-    return f"note: features.precision={precision} is several times slower than fp32 on this processor ({capability})"
 
 
 def tell(summary: Summary, feature_dim: int) -> None:

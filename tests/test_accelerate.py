@@ -1,9 +1,12 @@
 """The files of configs/accelerate: read by accelerate's own classes, taken by its launcher, refused where need be."""
 
+import os
+
 import pytest
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType
+from accelerate.utils.launch import prepare_multi_gpu_env
 
 from multitask_vl.config import load_config
 from multitask_vl.errors import InputError
@@ -53,9 +56,45 @@ def test_a_file_is_taken_by_the_launcher(name):
         assert args.fsdp_reshard_after_forward in (True, "true")
 
 
-@pytest.mark.parametrize("variable", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_sharded_weights_are_refused(variable, monkeypatch):
-    monkeypatch.setenv(variable, "true")
-    config = load_config(tiny_run.ROOT / "configs" / "quickstart.yaml", ["tracking.trackers=[]"])
-    with pytest.raises(InputError, match="many_gpus_ddp"):
-        make_accelerator(config)
+def made(monkeypatch, *words, **environment):
+    """The accelerator of a launcher that sets these variables."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    config = load_config(tiny_run.ROOT / "configs" / "quickstart.yaml", ["tracking.trackers=[]", *words])
+    return make_accelerator(config)
+
+
+def test_deepspeed_is_refused_with_a_way_out(monkeypatch):
+    with pytest.raises(InputError, match=r"DeepSpeed .*many_gpus_ddp.*fsdp2"):
+        made(monkeypatch, ACCELERATE_USE_DEEPSPEED="true")
+
+
+@pytest.mark.parametrize(
+    ("environment", "words", "told"),
+    [
+        ({"FSDP_VERSION": "1"}, [], "fsdp_version: 1, but only 2 is supported"),
+        ({}, [], "fsdp_version: 1, but"),  # what accelerate takes where nothing is said
+        ({"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, [], "fsdp_offload_params: true"),
+        ({"FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"}, [], "training.gradient_checkpointing=true"),
+        ({"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"}, [], "fsdp_reshard_after_forward: false"),
+        ({"FSDP_VERSION": "2"}, ["training.on_oom=halve"], "training.on_oom: halve"),
+        ({"FSDP_VERSION": "2"}, ["training.compile=true"], "training.compile: true"),
+    ],
+)
+def test_what_fsdp_is_asked_for_and_training_does_not_do_is_refused(monkeypatch, environment, words, told):
+    with pytest.raises(InputError) as error:
+        made(monkeypatch, *words, ACCELERATE_USE_FSDP="true", **environment)
+    assert len(error.value.problems) == 1
+    assert told in error.value.problems[0]
+
+
+def test_the_settings_of_fsdp2_yaml_are_taken(monkeypatch):
+    """As its launcher hands them over; accelerate itself sees plain data parallelism."""
+    monkeypatch.setattr(os, "environ", dict(os.environ))
+    args = launch_command_parser().parse_args(["--config_file", str(FOLDER / "fsdp2.yaml"), "script.py"])
+    args, _, _ = _validate_launch_command(args)
+    handed = {key: value for key, value in prepare_multi_gpu_env(args).items() if "FSDP" in key}
+    assert handed["ACCELERATE_USE_FSDP"] == "true"
+    accelerator = made(monkeypatch, **handed)
+    assert accelerator.distributed_type == DistributedType.NO
+    assert os.environ["ACCELERATE_USE_FSDP"] == "true"

@@ -9,7 +9,7 @@ from tests.method_cases import CASES
 
 
 def test_two_processes_have_the_gradients_of_one():
-    """One pair of gloo processes for all cases: what takes time is starting it."""
+    """Also with frozen weights in shards. One pair of gloo processes for all cases: what takes time is starting it."""
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.two_processes"]
     done = subprocess.run(
         [sys.executable, *command], cwd=tiny_run.ROOT, env=tiny_run.environment(),
@@ -20,5 +20,8 @@ def test_two_processes_have_the_gradients_of_one():
     assert found["world"] == 2
     assert set(found["differences"]) == {case.label for case in CASES}
     # rounding reaches 2e-4 where noise goes through the cubic mm1; a wrong share of the batch would be a half
-    wrong = {label: value for label, value in found["differences"].items() if not value < 1e-3}
+    wrong = {label: values for label, values in found["differences"].items() if not values["data"] < 1e-3}
     assert not wrong
+    shards = {label: values["shards"] for label, values in found["differences"].items()}
+    assert {case.method for case in CASES if shards[case.label] is None} == {"full"}
+    assert not {label: value for label, value in shards.items() if value is not None and not value < 1e-3}

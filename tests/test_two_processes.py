@@ -22,6 +22,10 @@ def data(tmp_path_factory):
     return folder
 
 
+IN_SHARDS = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
+"""What accelerate's launcher tells its processes for configs/accelerate/fsdp2.yaml."""
+
+
 def start(data, name, *words, processes=1, **plan):
     """Start a run of 50 steps without dropout, evaluated on the way; returns the exit codes of its processes."""
     settings = tiny_run.values(data)
@@ -140,3 +144,22 @@ def test_a_signal_to_one_while_two_predict_is_told_by_the_other(data):
     assert "Traceback" not in said(data, "lost")
     assert "error: another process of this run has ended" in (data / "lost.said.0").read_text()
     assert start(data, "lost", processes=2) == [0, 0], said(data, "lost")
+
+
+def test_two_processes_that_share_the_frozen_weights_equal_one(data, alone):
+    """Pieces of 2 of odd batches: one process needs a pass more than the other, and both must take as many."""
+    words = ("training.micro_batch_size=2", "training.gradient_checkpointing=true")
+    assert start(data, "shards", *words, processes=2, environment=IN_SHARDS) == [0, 0], said(data, "shards")
+    assert "parameters in shards, half of them on each process" in said(data, "shards")
+    is_as(alone, data / "shards")
+
+
+def test_a_run_in_shards_goes_on_as_one_without_and_the_other_way(data, alone):
+    """Stopped before an evaluation, which is then the first thing that a run does with its shards."""
+    plan = {"processes": 2, "at_step": 19, "signal": signal.SIGTERM, "environment": IN_SHARDS}
+    assert start(data, "mixed", **plan) == [75, 75], said(data, "mixed")
+    assert start(data, "mixed", **plan | {"at_step": 30}) == [75, 75], said(data, "mixed")
+    assert "after step 20, saved" in said(data, "mixed")
+    assert "after step 31, saved" in said(data, "mixed")
+    assert start(data, "mixed") == [0], said(data, "mixed")
+    is_as(alone, data / "mixed")

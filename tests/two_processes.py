@@ -1,4 +1,4 @@
-"""Do two processes give the gradients of one? Run by torchrun; prints a line of JSON: case -> largest difference."""
+"""Do two processes give the gradients of one? Run by torchrun; prints a line of JSON: case -> largest differences."""
 
 from __future__ import annotations
 
@@ -9,27 +9,39 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from multitask_vl.errors import InputError
+from multitask_vl.models.sharded import Sharded
 from tests.method_cases import CASES, Case
 from tests.tiny_models import TASKS, loss_of, shaken, tiny_batch
 
 
-def difference(case: Case) -> float:
+def difference(case: Case, alone: dict[str, torch.Tensor | None], in_shards: bool) -> float | None:
     """Largest difference between the gradients of two halves of a batch, averaged by the processes, and of the whole.
 
     Relative to the largest gradient of the tensor where that is above 1. A tensor that has a gradient in one of the two
-    and not in the other counts as infinitely different.
+    and not in the other counts as infinitely different. None for a model that has nothing to put into shards.
+
+    Args:
+        alone: gradients of the whole.
     """
     rank, world = dist.get_rank(), dist.get_world_size()
-    alone, together = shaken(case.model()), shaken(case.model())
-    # a step of one task leaves the other tasks' tensors without gradient, as in training
-    wrapped = DistributedDataParallel(together, find_unused_parameters=True)
-    batch = tiny_batch(TASKS[0], rows=2)
-    loss_of(alone, batch).backward()
+    together = shaken(case.model())
+    if in_shards:
+        try:
+            wrapped = Sharded(together)
+        except InputError:
+            return None
+    else:
+        # a step of one task leaves the other tasks' tensors without gradient, as in training
+        wrapped = DistributedDataParallel(together, find_unused_parameters=True)
     # processes average, these are shares of a sum
-    (wrapped(batch.rows_slice(rank, rank + 1)).sum() * world).backward()
+    (wrapped(tiny_batch(TASKS[0], rows=2).rows_slice(rank, rank + 1)).sum() * world).backward()
     worst = 0.0
-    for name, parameter in alone.trainable().items():
-        own, other = parameter.grad, together.trainable()[name].grad
+    for name, parameter in together.trainable().items():
+        own, other = alone[name], parameter.grad
+        if in_shards and other is not None:
+            dist.all_reduce(other)
+            other /= world
         if (own is None) != (other is None):
             # what only reaches the other task: no gradient alone, zeros or none where processes agreed on it
             worst = max(worst, float("inf") if own is not None or other.abs().max() > 0 else 0.0)
@@ -38,11 +50,19 @@ def difference(case: Case) -> float:
     return worst
 
 
+def differences(case: Case) -> dict[str, float | None]:
+    """Of plain data parallelism, and with the frozen weights in shards."""
+    model = shaken(case.model())
+    loss_of(model, tiny_batch(TASKS[0], rows=2)).backward()
+    alone = {name: parameter.grad for name, parameter in model.trainable().items()}
+    return {"data": difference(case, alone, in_shards=False), "shards": difference(case, alone, in_shards=True)}
+
+
 def main() -> None:
     """Every case that lies on this share of the table."""
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
-    found = {case.label: difference(case) for case in CASES}
+    found = {case.label: differences(case) for case in CASES}
     if dist.get_rank() == 0:
         print(json.dumps({"world": dist.get_world_size(), "differences": found}))
     dist.destroy_process_group()

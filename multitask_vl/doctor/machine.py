@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 
 from multitask_vl.config.schema import Config
 from multitask_vl.training.needs import Finding
-from multitask_vl.training.setup import make_accelerator
+from multitask_vl.training.setup import make_accelerator, remarks_on
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 WEIGHT = 4
@@ -60,6 +60,7 @@ def devices(config: Config) -> tuple[Finding, Accelerator | None]:
     """The accelerator that a run on this process would get, None where it cannot be made."""
     finding = Finding("devices")
     accelerator = finding.look(lambda: make_accelerator(config), _told)
+    finding.remarks += [] if accelerator is None else remarks_on(accelerator)
     if accelerator is not None and accelerator.device.type == "cuda":
         if accelerator.mixed_precision == "bf16" and not torch.cuda.is_bf16_supported():
             finding.problems.append("training.mixed_precision: this GPU has no bf16; set training.mixed_precision=fp16")

@@ -9,6 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from multitask_vl.models.sharded import whole
+
 
 @contextmanager
 def predicting_in(model: nn.Module, accelerator: Accelerator, bf16_weights: bool) -> Iterator[None]:
@@ -16,10 +18,11 @@ def predicting_in(model: nn.Module, accelerator: Accelerator, bf16_weights: bool
 
     Under bf16 all weights are bf16 for as long as the body runs, and autocast is off: it would cast what is trained
     anew at every token, and go back to float32 at every norm. What is compiled for training is not used: the shapes of
-    predictions change at every token.
+    predictions change at every token. Weights that are in shards are whole for as long.
     """
     bf16 = accelerator.mixed_precision == "bf16" and bf16_weights
-    with torch.compiler.set_stance("force_eager"), _all_bf16(model) if bf16 else accelerator.autocast():
+    eager = torch.compiler.set_stance("force_eager")
+    with eager, whole(model), _all_bf16(model) if bf16 else accelerator.autocast():
         yield
 
 

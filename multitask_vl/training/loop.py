@@ -20,8 +20,9 @@ from multitask_vl.data.schedule import Draw, Schedule
 from multitask_vl.errors import InputError
 from multitask_vl.evaluation.evaluate import evaluate
 from multitask_vl.methods.io import add_scores, save_adapter
+from multitask_vl.models.sharded import Sharded
 from multitask_vl.tasks.files import write_json
-from multitask_vl.training import checkpoint, memory
+from multitask_vl.training import checkpoint, memory, sharding
 from multitask_vl.training.best import splits_left
 from multitask_vl.training.clock import BETWEEN, StepClock, memory_mib
 from multitask_vl.training.interrupt import Interrupted, Interruption, shielded
@@ -82,7 +83,7 @@ def _train(loaded: Loaded, accelerator: Accelerator, interruption: Interruption)
         model.enable_gradient_checkpointing()
     if settings.compile:
         model.compile_layers()
-    wrapped, prepared_optimizer = accelerator.prepare(model, optimizer)
+    wrapped, prepared_optimizer, about_shards = sharding.wrapped(model, optimizer, accelerator)
     progress = Progress(total, done, accelerator.is_main_process, config.tracking.line_every)
     claim_run_folder(loaded, accelerator, done, progress.say)
     facts = {"seed": config.seed, "data": run.data(), "features": features_of(run.store)}
@@ -92,7 +93,7 @@ def _train(loaded: Loaded, accelerator: Accelerator, interruption: Interruption)
     keeper = Keeper(run, accelerator, optimizer, parameters)
     keeper.note_best()
     start_trackers(accelerator, config, after_step=done)
-    remarks = [*run.remarks, *what_changes_bits(state, accelerator, config)]
+    remarks = [*run.remarks, *what_changes_bits(state, accelerator, config), *about_shards]
     for remark in [*remarks, _summary(run, schedule, total, accelerator), *map(sizes.described, run.tasks)]:
         progress.say(remark)
 
@@ -100,8 +101,9 @@ def _train(loaded: Loaded, accelerator: Accelerator, interruption: Interruption)
     batches = _loader(run, schedule, done, total, accelerator)
     interruption.waits = True
     wrapped.train()
+    in_shards = isinstance(wrapped, Sharded)
     # where halving is allowed, gradients are averaged once every process knows that all of them are there
-    apart = settings.on_oom == "halve" and accelerator.num_processes > 1
+    apart = in_shards or (settings.on_oom == "halve" and accelerator.num_processes > 1)
     clock = StepClock(accelerator.device)
     clock.enter("wait")
     for draw, batch in batches:
@@ -126,9 +128,10 @@ def _train(loaded: Loaded, accelerator: Accelerator, interruption: Interruption)
         while loss is None:
             torch.manual_seed(_seed(config.seed, draw.step, accelerator.process_index))
             pieces = batch.pieces(sizes.sizes[draw.task])
+            idle = sizes.passes(draw.task, len(draw.rows)) - len(pieces) if in_shards else 0
             try:
                 loss, losses = memory.add_gradients(
-                    wrapped, task, pieces, counted, denominator, accelerator, clock, apart
+                    wrapped, task, pieces, counted, denominator, accelerator, clock, apart, idle
                 )
             except (RuntimeError, MemoryError) as error:
                 if not memory.is_out_of_memory(error):

@@ -48,11 +48,14 @@ class MicroBatches:
         self.sizes[task] = self.halved[task] = max(1, self.sizes[task] // 2)
         return self.sizes[task]
 
+    def passes(self, task: str, batch: int) -> int:
+        """The most passes that one of the processes needs for a global batch."""
+        return math.ceil(math.ceil(batch / self.processes) / self.sizes[task])
+
     def described(self, task: str) -> str:
         """How the global batch of a task is made up."""
         batch, size = self.batches[task], self.sizes[task]
-        share = math.ceil(batch / self.processes)
-        passes = math.ceil(share / size)
+        share, passes = math.ceil(batch / self.processes), self.passes(task, batch)
         return (
             f"{task}: batch {batch} = {self.processes} {'process' if self.processes == 1 else 'processes'} x {share}"
             + (f", in {passes} passes of up to {size} (accumulated)" if passes > 1 else ", in one pass")
@@ -78,6 +81,7 @@ def add_gradients(
     accelerator: Accelerator,
     clock: StepClock,
     apart: bool,
+    idle: int = 0,
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """Add the gradient of this process's share of a batch, piece by piece.
 
@@ -86,6 +90,7 @@ def add_gradients(
         counted: whether its rows count.
         denominator: of the global batch.
         apart: leave the averaging over processes to the caller.
+        idle: passes without effect behind the others, for processes that must all take as many.
 
     Returns:
         the share of the loss, and the losses per token [b, T] of each piece.
@@ -102,6 +107,8 @@ def add_gradients(
             accelerator.backward(share * accelerator.num_processes)
         loss += share.detach()
         all_losses.append(losses.detach())
+    for _ in range(idle):
+        accelerator.backward(0 * wrapped(pieces[-1]).sum())
     return loss, all_losses
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 
 import numpy as np
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import LoggerType, ProjectConfiguration
+from accelerate.utils import LoggerType, ProjectConfiguration, patch_environment
 
 from multitask_vl.config.schema import Config
 from multitask_vl.data.collate import Collator, image_keys, shuffled_images
@@ -19,12 +18,11 @@ from multitask_vl.data.row_lengths import row_lengths
 from multitask_vl.data.schedule import Schedule
 from multitask_vl.errors import InputError
 from multitask_vl.models.build import build_model
+from multitask_vl.models.half_rate import slower_than_fp32
 from multitask_vl.models.seq2seq import VLSeq2Seq
 from multitask_vl.tasks.base import Task
+from multitask_vl.training import sharding
 from multitask_vl.training.needs import TRAIN, Needs, find_needs
-
-SHARDING = {"FSDP": "ACCELERATE_USE_FSDP", "DeepSpeed": "ACCELERATE_USE_DEEPSPEED"}
-"""What `accelerate launch` sets for it. On a CPU accelerate would leave it out without a word."""
 
 
 @dataclasses.dataclass
@@ -77,8 +75,8 @@ def make_accelerator(config: Config) -> Accelerator:
     """The accelerator of a run: device and processes from the launcher, trackers from the configuration.
 
     Raises:
-        InputError: a tracker that accelerate does not know, or whose library is not installed; a launcher that shards
-            weights.
+        InputError: a tracker that accelerate does not know, or whose library is not installed; a launcher that asks
+            for what training does not do.
     """
     known, installed = ({str(t) for t in trackers} for trackers in (LoggerType, get_available_trackers()))
     problems = [
@@ -88,24 +86,19 @@ def make_accelerator(config: Config) -> Accelerator:
         for name in config.tracking.trackers
         if name not in installed
     ]
-    problems += [
-        f"{kind} shards weights or steps by itself, and training, checkpoints, adapters and generation work on whole "
-        f"tensors here; launch with configs/accelerate/many_gpus_ddp.yaml. Only what is trained has gradients and "
-        f"moments, and training.mixed_precision=bf16 halves what is frozen"
-        for kind, variable in SHARDING.items()
-        if os.environ.get(variable, "false").lower() in ("1", "true")
-    ]
+    problems += sharding.refusals(config)
     if problems:
         raise InputError(problems)
-    return Accelerator(
-        # without this flag two CPU processes would look for a GPU backend
-        cpu=not torch.accelerator.is_available(),
-        mixed_precision=config.training.mixed_precision,
-        log_with=config.tracking.trackers or None,
-        project_config=ProjectConfiguration(str(config.run_dir), logging_dir=str(config.run_dir / "tracking")),
-        # a step of one task leaves the other tasks' branches without gradient, on every process alike
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
-    )
+    with patch_environment(**{sharding.FSDP: "false"}):
+        return Accelerator(
+            # without this flag two CPU processes would look for a GPU backend
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision=config.training.mixed_precision,
+            log_with=config.tracking.trackers or None,
+            project_config=ProjectConfiguration(str(config.run_dir), logging_dir=str(config.run_dir / "tracking")),
+            # a step of one task leaves the other tasks' branches without gradient, on every process alike
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
 
 
 def prepare(config: Config, accelerator: Accelerator, splits: list[str]) -> Run:
@@ -136,7 +129,14 @@ def assemble(config: Config, accelerator: Accelerator, needs: Needs) -> Run:
         model.visual.init_standardized(*_statistics(store, trained, config.seed))
     if accelerator.mixed_precision == "bf16":
         model.hold_frozen(torch.bfloat16)
-    return Run(config, needs.tasks, collators, model, needs.remarks, store)
+    remarks = [*needs.remarks, *remarks_on(accelerator)]
+    return Run(config, needs.tasks, collators, model, remarks, store)
+
+
+def remarks_on(accelerator: Accelerator) -> list[str]:
+    """What the user should know of the device and the precision."""
+    note = slower_than_fp32("training.mixed_precision", accelerator.mixed_precision, accelerator.device)
+    return [note] if note else []
 
 
 def _statistics(store: FeatureStore, tables: list, seed: int, images: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
