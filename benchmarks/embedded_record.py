@@ -49,12 +49,17 @@ def _recorded(runs: Sequence[StudyRun], record: Path) -> list[Result]:
     if not record.is_file():
         return []
     known, results, strange = {run.name: run for run in runs}, [], []
-    for name, told in json.loads(record.read_text()).items():
-        if name in known and told.pop("settings") == known[name].settings():
-            told["losses"] = {task: tuple(pair) for task, pair in told["losses"].items()}
-            results.append(Result(run=known[name], **told))
-        else:
-            strange.append(name)
+    try:
+        for name, told in json.loads(record.read_text()).items():
+            if name in known and told.pop("settings") == known[name].settings():
+                told["losses"] = {task: tuple(pair) for task, pair in told["losses"].items()}
+                results.append(Result(run=known[name], **told))
+            else:
+                strange.append(name)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(
+            f"{record}: is no record of the runs ({type(error).__name__}: {error}). Run: git checkout -- {record}"
+        ) from None
     if strange:
         raise InputError(
             f"{record}: {len(strange)} runs are not in the study, or with other settings (first: {strange[0]}); "

@@ -309,6 +309,14 @@ def test_what_has_finished_stays_on_record(out, tmp_path, capsys):
         kept(runs, out, record)
 
 
+@pytest.mark.parametrize("text", ["{", "[]", '{"symbolic-42": {"settings": ""}, "blind-42": 3}'])
+def test_a_damaged_record_is_told_with_what_mends_it(out, tmp_path, text):
+    record = tmp_path / FILE
+    record.write_text(text)
+    with pytest.raises(InputError, match=r"is no record of the runs .*git checkout -- "):
+        kept(all_runs(), out, record)
+
+
 def test_what_is_on_record_is_run_only_if_asked_for(out, tmp_path, monkeypatch):
     docs, asked = tmp_path / "docs", []
     (out / "features.h5").touch()

@@ -6,6 +6,7 @@ import sys
 
 from tests import tiny_run
 from tests.method_cases import CASES
+from tests.two_processes import IN_SHARDS
 
 
 def test_two_processes_have_the_gradients_of_one():
@@ -22,6 +23,7 @@ def test_two_processes_have_the_gradients_of_one():
     # rounding reaches 2e-4 where noise goes through the cubic mm1; a wrong share of the batch would be a half
     wrong = {label: values for label, values in found["differences"].items() if not values["data"] < 1e-3}
     assert not wrong
-    shards = {label: values["shards"] for label, values in found["differences"].items()}
-    assert {case.method for case in CASES if shards[case.label] is None} == {"full"}
+    shards = {case.label: found["differences"][case.label]["shards"] for case in IN_SHARDS}
+    assert {case.method for case in IN_SHARDS} == {case.method for case in CASES}
+    assert {case.method for case in IN_SHARDS if shards[case.label] is None} == {"full"}
     assert not {label: value for label, value in shards.items() if value is not None and not value < 1e-3}
