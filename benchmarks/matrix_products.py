@@ -8,7 +8,7 @@ from collections import Counter
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from multitask_vl.models.half_rate import half_rate
+from multitask_vl.models.half_rate import SLOWER, half_rate
 
 aten = torch.ops.aten
 SEEN = {
@@ -53,7 +53,7 @@ class Products(TorchDispatchMode):
 def slow_products_note() -> list[str]:
     """What a table in bfloat16 must say where its products are slower than float32 ones; [] where they are not."""
     rate = half_rate(torch.bfloat16)
-    if rate > 0.9:
+    if rate > SLOWER:
         return []
     return [
         f"On this processor bfloat16 products run at {rate:.2g} times the speed of float32 ones: rows in bf16 tell how "
