@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import socket
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 
@@ -97,6 +98,23 @@ def test_more_than_the_limits(server):
     )
     html = server.ask("vqa", "what " * 1_000, server.upload("a.png", png(64, 48)))
     assert "the question has 5,000 characters; at most 1,000" in html
+
+
+def said(server, sent: int, length: int = 8_000_000) -> bytes:
+    """What comes back to one who says a length, sends as much, and listens only then."""
+    head = f"POST /gradio_api/upload HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-length: {length}\r\n\r\n".encode()
+    with socket.create_connection((server.http.base_url.host, server.http.base_url.port), timeout=30) as line:
+        line.sendall(head + b"\0" * sent)
+        return b"".join(iter(lambda: line.recv(65536), b""))
+
+
+def test_who_sends_all_before_listening_is_told(server):
+    assert said(server, 8_000_000).endswith(b'{"detail": "too large: at most 2.1 megabytes"}\n')
+
+
+def test_who_never_sends_what_was_announced_is_told(server, monkeypatch):
+    monkeypatch.setattr("multitask_vl.demo.gate.DRAIN_SECONDS", 0.2)
+    assert said(server, 100_000).endswith(b'{"detail": "too large: at most 2.1 megabytes"}\n')
 
 
 PATHS = (

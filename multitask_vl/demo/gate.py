@@ -6,6 +6,8 @@ list of what is allowed stands before it, so that what a later version adds is c
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -24,6 +26,8 @@ ALLOWED = {
 UPLOAD = "/gradio_api/upload"
 CALL_BYTES = 64_000
 """Of a question with what belongs to it."""
+DRAIN_SECONDS = 5.0
+"""For how long what is left of a refused request is taken and dropped before the answer goes out."""
 POLICY = (
     "default-src 'self'; img-src 'self' data: blob:; font-src 'self' data:; style-src 'self' 'unsafe-inline'; "
     "script-src 'self' 'unsafe-inline' 'unsafe-eval'; connect-src 'self'; frame-ancestors 'none'; object-src 'none'"
@@ -67,6 +71,7 @@ class Gate:
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         refusal = self._refusal(scope, headers)
         if refusal is not None:
+            await _drain(receive)
             await _say(send, *refusal)
             return
         upload = scope["path"].rstrip("/") == UPLOAD
@@ -139,6 +144,8 @@ class _Body:
         message = await self._receive()
         self._count += len(message.get("body", b""))
         if self._count > self._limit:
+            if message.get("more_body", False):
+                await _drain(self._receive)
             await self.end(413, _too_large(self._limit))
             return {"type": "http.disconnect"}
         return message
@@ -181,10 +188,18 @@ def _with_headers(send: Callable) -> Callable:
     return sending
 
 
+async def _drain(receive: Callable) -> None:
+    """Take the rest of a request: a connection closed with bytes unread is reset, and the answer lost with it."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            while (await receive()).get("more_body", False):
+                pass
+
+
 async def _say(send: Callable, status: int, why: str) -> None:
     body = (json.dumps({"detail": why}) + "\n").encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    # what is left of the request is not read
+    # whoever sends for longer than that is not read to the end
     headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
