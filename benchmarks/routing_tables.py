@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from benchmarks.routing_study import Scored, Study, baseline
+from benchmarks.routing_record import Scored, Study, baseline
 from multitask_vl.parameter_table import put_between_markers
 from multitask_vl.reports.formats import Column, Range, Table, Value, cell, render, spread_of
 

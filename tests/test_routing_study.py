@@ -8,7 +8,8 @@ import pytest
 import yaml
 
 from benchmarks import routing_study
-from benchmarks.routing_study import read_record, read_study, write_record
+from benchmarks.routing_record import read_record, write_record
+from benchmarks.routing_study import read_study
 from benchmarks.routing_tables import (
     TASKS,
     differences,
