@@ -88,7 +88,7 @@ def load_plugins(modules: Iterable[str]) -> None:
     """Import the modules a user names under ``plugins:``; their decorators do the rest.
 
     Raises:
-        InputError: naming every module that cannot be imported, and why.
+        InputError: naming every module that cannot be imported or fails while it is, and why.
     """
     # `python launch/train_multitask.py` has Python look in launch/ first, where a program may be called as a plugin is
     sys.path.sort(key=lambda folder: os.path.abspath(folder) in PROGRAMS)
@@ -100,6 +100,12 @@ def load_plugins(modules: Iterable[str]) -> None:
             problems.append(
                 f"plugins: cannot import {name!r}: {error}. Is its folder on PYTHONPATH? Try: python -c 'import {name}'"
             )
+            continue
+        except InputError as error:
+            problems += error.problems
+            continue
+        except Exception as error:  # whatever a stranger's module raises while it is imported is bad input here
+            problems.append(f"plugins: {name!r} fails on import: {type(error).__name__}: {error}")
             continue
         if os.path.abspath(os.path.dirname(where)) in PROGRAMS:
             del sys.modules[name]

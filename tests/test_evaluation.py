@@ -150,7 +150,7 @@ def test_of_equals_the_first_wins_and_few_candidates_are_computed():
 def test_candidates_come_from_a_list_or_a_file(tmp_path):
     (tmp_path / "answers.json").write_text(json.dumps(["yes", "no", "red"]))
     (tmp_path / "numbered.json").write_text(json.dumps({"yes": 0, "no": 1}))
-    (tmp_path / "answers.txt").write_text("yes\nno\n")
+    (tmp_path / "answers.txt").write_text("\ufeffyes\n\nno\n")
 
     def found(**settings):
         return candidates(collator(DecodingConfig(kind="rank", **settings)).task, tokenizer())

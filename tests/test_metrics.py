@@ -15,6 +15,7 @@ from multitask_vl.metrics.caption_words import cut_plain, words
 from multitask_vl.metrics.gqa import GQAQuestion, gqa_scores
 from multitask_vl.metrics.nlvr2 import nlvr2_scores, sentence_of
 from multitask_vl.metrics.vqa_accuracy import HumanAnswers, normalize, question_accuracy, vqa_accuracy
+from multitask_vl.training.interrupt import Interrupted
 
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="no java on PATH")
 DOGS = {"1": ["A dog runs.", "The dog is running"], "2": ["A red car", "A car is parked"], "3": ["Two cats sleep."]}
@@ -228,6 +229,15 @@ def test_one_scorer_that_fails_leaves_the_others(monkeypatch):
     assert found.corpus["Bleu_4"] is None
     assert found.notes["Bleu_4"] == "not computed: ValueError: no such thing"
     assert found.corpus["CIDEr"] == pytest.approx(sum(v["CIDEr"] for v in found.per_image.values()) / 3)
+
+
+def test_a_signal_within_a_scorer_is_no_failure_of_it(monkeypatch):
+    def stopped(*_):
+        raise Interrupted("stopped by SIGTERM")
+
+    monkeypatch.setitem(caption._RUN, "Bleu", stopped)
+    with pytest.raises(Interrupted):
+        caption_scores(DOGS, SAID, tokenizer="python", scorers=["Bleu"])
 
 
 def test_a_java_that_dies_neither_hangs_nor_takes_the_rest_along(tmp_path, monkeypatch):

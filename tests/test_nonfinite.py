@@ -2,9 +2,11 @@
 
 import json
 import signal
+from types import SimpleNamespace
 
 import pytest
 
+from multitask_vl.training.nonfinite import is_finite
 from tests import forked, tiny_run
 
 pytestmark = pytest.mark.slow
@@ -102,3 +104,13 @@ def test_a_gradient_alone_is_told_from_a_loss(data):
     assert start(data, "steep", steep="gqa") == [2]
     text = said(data, "steep")
     assert "gradient norm nan on task gqa: each of its 10 examples has a finite loss" in text
+
+
+def test_a_gradient_overflows_by_itself_once_nothing_is_scaled_up():
+    scaler = SimpleNamespace(get_scale=lambda: 1024.0)
+    accelerator = SimpleNamespace(scaler=scaler)
+    assert is_finite(1.0, float("inf"), accelerator)
+    scaler.get_scale = lambda: 0.5
+    assert not is_finite(1.0, float("inf"), accelerator)
+    assert is_finite(1.0, 2.0, accelerator)
+    assert not is_finite(float("nan"), 2.0, accelerator)

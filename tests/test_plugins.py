@@ -133,6 +133,13 @@ def test_a_plugin_may_be_called_as_a_program_is(tmp_path, monkeypatch):
     monkeypatch.delitem(sys.modules, "compare")
 
 
+def test_a_plugin_that_fails_on_import_is_told(tmp_path, monkeypatch):
+    (tmp_path / "half_written.py").write_text("def task(:\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InputError, match="plugins: 'half_written' fails on import: SyntaxError: invalid syntax"):
+        load_plugins(["half_written"])
+
+
 def test_a_program_is_no_plugin(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tiny_run.ROOT / "launch"), *sys.path])
     monkeypatch.delitem(sys.modules, "compare", raising=False)

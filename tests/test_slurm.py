@@ -33,7 +33,7 @@ exit "${code:-0}"
 """
 SCONTROL = """#!/usr/bin/env bash
 [ "$1" = requeue ] && echo "requeued $2"
-[ "$1 $2" = "show hostnames" ] && for node in $(seq 1 "${SLURM_NNODES:-1}"); do echo localhost; done
+[ "$1 $2" = "show hostnames" ] && for node in $(seq 1 "${SLURM_NNODES:-1}"); do echo localhost; sleep 0.1; done
 """
 
 

@@ -21,7 +21,8 @@ processes="${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}"
 share=$(( ${SLURM_CPUS_PER_TASK:-1} / processes ))
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( share > 0 ? share : 1 ))}"
 # the nodes meet at the first of them, on a port that other jobs there do not use
-first="$(scontrol show hostnames "${SLURM_JOB_NODELIST:?start this by sbatch}" | head -n 1)"
+nodes="$(scontrol show hostnames "${SLURM_JOB_NODELIST:?start this by sbatch}")"
+first="${nodes%%$'\n'*}"
 port="${MASTER_PORT:-$(( 20000 + SLURM_JOB_ID % 10000 ))}"
 # the notice comes to this shell; torchrun gives it to its processes, waits for them, and says 1 whatever they say
 srun torchrun --nnodes "${SLURM_NNODES:-1}" --nproc_per_node "$processes" \

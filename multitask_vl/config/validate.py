@@ -55,8 +55,6 @@ def _load_plugins(tree: Node, problems: list[str]) -> None:
             load_plugins([node.value])
         except InputError as error:
             problems.extend(f"{node.origin}: {problem}" for problem in error.problems)
-        except Exception as error:  # whatever a stranger's module raises while it is imported is bad input here
-            problems.append(f"{node.origin}: plugins: {node.value!r} fails on import: {type(error).__name__}: {error}")
 
 
 def _checked_tasks(tree: Node, problems: list[str]) -> dict[str, Any] | None:

@@ -34,14 +34,17 @@ class WriterLock:
     Args:
         path: the file to be written; it need not exist.
         wait: wait for another holder instead of refusing.
+        elsewhere: what one can do who does not want to wait for the other writer.
 
     Raises:
         Busy: another process (or another lock of this one) holds it.
         InputError: the file system has no locks.
     """
 
-    def __init__(self, path: Path, wait: bool = False):
-        self.path = path
+    def __init__(
+        self, path: Path, wait: bool = False, elsewhere: str = "write to another file (features.store=OTHER.h5)"
+    ):
+        self.path, self.elsewhere = path, elsewhere
         self.lock = path.with_name(f"{path.name}.lock")
         self.wait = wait
         self._descriptor = -1
@@ -83,8 +86,8 @@ class WriterLock:
     def _refused(self, error: OSError, holder: str) -> str:
         if isinstance(error, BlockingIOError):
             return (
-                f"{self.path}: is being written by {holder or 'another process'}; wait for it to end, or write to "
-                "another file (features.store=OTHER.h5)"
+                f"{self.path}: is being written by {holder or 'another process'}; wait for it to end, or "
+                f"{self.elsewhere}"
             )
         return (
             f"{self.lock}: this file system takes no locks ({error.strerror}), so two writers could not be told apart; "

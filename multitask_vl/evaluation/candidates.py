@@ -8,7 +8,7 @@ from multitask_vl.errors import InputError
 from multitask_vl.models.ranking import Candidates
 from multitask_vl.models.token_loss import IGNORED
 from multitask_vl.tasks.base import Task
-from multitask_vl.tasks.files import Problems, short, walk
+from multitask_vl.tasks.files import Problems, lines, short, walk
 
 
 def choice_ids(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -55,7 +55,7 @@ def _in_file(task: Task) -> list[str]:
     path = task.resolve(task.decoding.choices_file)
     task.existing({"decoding.choices_file": [task.decoding.choices_file]})
     if path.suffix != ".json":
-        return path.read_text(encoding="utf-8").splitlines()
+        return [line for line, _ in lines(path)]
     problems, answers = Problems(str(path)), []
     for key, value, where in walk(path):
         answer = value if key is None else key

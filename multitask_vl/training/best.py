@@ -48,7 +48,9 @@ def splits_left(metrics: Path, step: int, splits: Sequence[str]) -> list[str]:
     return [split for split in splits if split not in there]
 
 
-def find_best(rows: Iterable[Mapping], wanted: KeepBestConfig, steps: Iterable[int]) -> dict[str, Best]:
+def find_best(
+    rows: Iterable[Mapping], wanted: KeepBestConfig, steps: Iterable[int], limit: int | None = None
+) -> dict[str, Best]:
     """Score -> the best of ``steps`` by it; the earlier one of equals.
 
     A function of what is on the disk, so a run that died between scoring and keeping finds the same.
@@ -56,10 +58,11 @@ def find_best(rows: Iterable[Mapping], wanted: KeepBestConfig, steps: Iterable[i
     Args:
         rows: as of `evaluations`.
         steps: those that have a checkpoint.
+        limit: `evaluation.limit`; scores of more or fewer examples are not comparable and left out.
     """
     steps, found = set(steps), {}
     for row in rows:
-        if row["split"] != wanted.split or row["step"] not in steps or not row["scores"]:
+        if row["split"] != wanted.split or row.get("limit") != limit or row["step"] not in steps or not row["scores"]:
             continue
         scores = {**row["scores"], AVERAGE: sum(row["scores"].values()) / len(row["scores"])}
         for name in wanted.metrics:
@@ -68,7 +71,7 @@ def find_best(rows: Iterable[Mapping], wanted: KeepBestConfig, steps: Iterable[i
     return found
 
 
-def keep_best(folder: Path, metrics: Path, wanted: KeepBestConfig | None) -> set[int]:
+def keep_best(folder: Path, metrics: Path, wanted: KeepBestConfig | None, limit: int | None = None) -> set[int]:
     """Write ``best.json`` and a link ``best-NAME`` for each score into the folder of checkpoints.
 
     Returns:
@@ -77,7 +80,7 @@ def keep_best(folder: Path, metrics: Path, wanted: KeepBestConfig | None) -> set
     if wanted is None or not folder.exists():
         return set()
     have = {checkpoint.step_of(path): path for path in checkpoint.steps(folder)}
-    found = find_best(evaluations(metrics), wanted, have)
+    found = find_best(evaluations(metrics), wanted, have, limit)
     index = {
         name: {"split": wanted.split, "value": best.value, "step": best.step, "checkpoint": have[best.step].name}
         for name, best in found.items()

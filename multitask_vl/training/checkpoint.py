@@ -72,6 +72,18 @@ def save(
     return target
 
 
+def adopt(checkpoint: Path, folder: Path) -> None:
+    """Copy a whole checkpoint of another run into ``folder``, where it appears by a rename."""
+    writing = folder / f"{WRITING}{step_of(checkpoint):08d}"
+    remove(writing)
+    shutil.copytree(checkpoint, writing)
+    for path in sorted(writing.rglob("*")):
+        sync(path)
+    sync(writing)
+    writing.rename(folder / f"{PREFIX}{step_of(checkpoint):08d}")
+    sync(folder)
+
+
 def remove(checkpoint: Path) -> None:
     """Delete a checkpoint, if it is there; at no instant does it look like one that is damaged."""
     if checkpoint.exists():

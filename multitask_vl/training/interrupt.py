@@ -14,8 +14,11 @@ EXIT_RUN_AGAIN = os.EX_TEMPFAIL
 on. 128 + the signal's number would look like a run that was killed and saved nothing."""
 
 
-class Interrupted(Exception):
-    """A run ends early because a signal asked for it; says what was saved, or nothing where another process does."""
+class Interrupted(BaseException):
+    """A run ends early because a signal asked for it; says what was saved, or nothing where another process does.
+
+    As KeyboardInterrupt it is no Exception: who guards against whatever a scorer or a plugin raises lets it pass.
+    """
 
 
 class Interruption:

@@ -96,8 +96,9 @@ class Keeper:
             raise InputError(problems[0])
 
     def _drop_old(self) -> None:
-        settings = self.run.config.training
-        best = keep_best(self.folder, self.run.config.run_dir / "metrics.jsonl", settings.keep_best)
+        config = self.run.config
+        settings, metrics = config.training, config.run_dir / "metrics.jsonl"
+        best = keep_best(self.folder, metrics, settings.keep_best, config.evaluation.limit)
         checkpoint.drop_old(self.folder, settings.keep_checkpoints, best)
 
     def facts(self, step: int) -> dict[str, dict]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import time
+from contextlib import ExitStack
 from dataclasses import asdict
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from multitask_vl.config import Loaded
 from multitask_vl.config.schema import Config, TrainingConfig
 from multitask_vl.data.batch import Batch
+from multitask_vl.data.manifest import other_trunk, trunk_of
 from multitask_vl.data.schedule import Draw, Schedule
 from multitask_vl.errors import InputError
 from multitask_vl.evaluation.evaluate import evaluate
@@ -31,7 +33,13 @@ from multitask_vl.training.needs import TRAIN, splits_of
 from multitask_vl.training.nonfinite import Skips, guilty_ids, is_finite, told
 from multitask_vl.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 from multitask_vl.training.record import Mixture, Record, features_of
-from multitask_vl.training.resume import claim_run_folder, what_changes_bits, where_to_start
+from multitask_vl.training.resume import (
+    claim_run_folder,
+    the_same_everywhere,
+    what_changes_bits,
+    what_changes_examples,
+    where_to_start,
+)
 from multitask_vl.training.setup import Run, make_accelerator, prepare
 from multitask_vl.training.tracking import Metrics, Progress, start_trackers
 
@@ -51,10 +59,11 @@ def train(loaded: Loaded, interruption: Interruption | None = None) -> dict[str,
     interruption = interruption or Interruption()
     accelerator = make_accelerator(loaded.config)
     try:
-        return _train(loaded, accelerator, interruption)
+        with ExitStack() as held:
+            return _train(loaded, accelerator, interruption, held)
     except InputError:
         raise
-    except Exception as error:
+    except (Exception, Interrupted) as error:
         if not interruption.asked:
             raise
         # a signal to a whole job ends the processes and programs that this one waits for, which looks like a failure
@@ -63,10 +72,10 @@ def train(loaded: Loaded, interruption: Interruption | None = None) -> dict[str,
         raise Interrupted(f"{told}; {GO_ON}" if accelerator.is_main_process else "") from error
 
 
-def _train(loaded: Loaded, accelerator: Accelerator, interruption: Interruption) -> dict[str, dict]:
+def _train(loaded: Loaded, accelerator: Accelerator, interruption: Interruption, held: ExitStack) -> dict[str, dict]:
     config = loaded.config
     settings = config.training
-    start_from = where_to_start(config)
+    start_from = the_same_everywhere(where_to_start(config), accelerator)
     run = prepare(config, accelerator, splits_of(config))
     model, schedule = run.model, run.schedule()
     total = settings.steps or math.ceil(settings.epochs * schedule.steps_per_epoch)
@@ -75,6 +84,9 @@ def _train(loaded: Loaded, accelerator: Accelerator, interruption: Interruption)
     optimizer = build_optimizer(parameters, settings, model.pretrained())
     first = done = checkpoint.load(start_from, parameters, optimizer) if start_from else 0
     state = checkpoint.read_state(start_from) if start_from else {}
+    read = {"data": run.data(), "features": trunk_of(run.store.manifest)}
+    about_data = what_changes_examples(start_from, state, read["data"])
+    about_data += other_trunk(run.store.manifest, state.get("features", {}))
     sizes = memory.micro_batches(config, schedule.batch_sizes, accelerator.num_processes, state)
     mixture, skips = Mixture.so_far(schedule, state, done), Skips.of(state)
     if accelerator.scaler is not None and state.get("scaler"):
@@ -85,15 +97,15 @@ def _train(loaded: Loaded, accelerator: Accelerator, interruption: Interruption)
         model.compile_layers()
     wrapped, prepared_optimizer, about_shards = sharding.wrapped(model, optimizer, accelerator)
     progress = Progress(total, done, accelerator.is_main_process, config.tracking.line_every)
-    claim_run_folder(loaded, accelerator, done, progress.say)
-    facts = {"seed": config.seed, "data": run.data(), "features": features_of(run.store)}
+    claim_run_folder(loaded, accelerator, start_from, done, progress.say, held)
+    facts = {"seed": config.seed, "data": read["data"], "features": features_of(run.store)}
     record = Record(config.run_dir, accelerator, facts, done, total)
 
     metrics = Metrics(config.run_dir / "metrics.jsonl", after_step=done) if accelerator.is_main_process else None
     keeper = Keeper(run, accelerator, optimizer, parameters)
     keeper.note_best()
     start_trackers(accelerator, config, after_step=done)
-    remarks = [*run.remarks, *what_changes_bits(state, accelerator, config), *about_shards]
+    remarks = [*run.remarks, *about_data, *what_changes_bits(state, accelerator, config), *about_shards]
     for remark in [*remarks, _summary(run, schedule, total, accelerator), *map(sizes.described, run.tasks)]:
         progress.say(remark)
 
@@ -109,9 +121,11 @@ def _train(loaded: Loaded, accelerator: Accelerator, interruption: Interruption)
     for draw, batch in batches:
         if evaluate_every and draw.step and draw.step % evaluate_every == 0:
             clock.enter(BETWEEN)
-            _evaluate_during(run, accelerator, interruption, metrics, progress, draw.step, resumed=draw.step == first)
+            _evaluate_during(run, accelerator, interruption, metrics, progress, draw.step, left=draw.step == first)
             keeper.note_best()
 
+        if isinstance(batch, InputError):
+            raise batch
         began = time.perf_counter()
         clock.count(batch)
         clock.enter("forward")
@@ -189,7 +203,8 @@ def _train(loaded: Loaded, accelerator: Accelerator, interruption: Interruption)
             accelerator.log(values | {f"time/{name}": value for name, value in spent.items()}, step=done)
 
         if asked or done == total or _to_be_saved(settings, done, evaluate_every):
-            saved = keeper.save(done, {"mixture": mixture.counts, "halved": sizes.halved, "skips": asdict(skips)})
+            counted = {"mixture": mixture.counts, "halved": sizes.halved, "skips": asdict(skips)}
+            saved = keeper.save(done, counted | read)
             record.update(done, mixture)
         if asked:
             interruption.asked = interruption.asked or OTHER
@@ -212,12 +227,15 @@ class _Steps(Dataset):
         self.schedule, self.seed = schedule, run.config.seed
         self.rank, self.world = accelerator.process_index, accelerator.num_processes
 
-    def __getitem__(self, step: int) -> tuple[Draw, Batch]:
+    def __getitem__(self, step: int) -> tuple[Draw, Batch | InputError]:
         draw = self.schedule.draw(step)
         # a global batch smaller than the number of processes: the rest repeat its first row with no weight
         rows = draw.rows[self.rank :: self.world] if self.rank < len(draw.rows) else draw.rows[:1]
-        batch = self.run_collators[draw.task].training(rows, self.seed, step, offset=self.rank, stride=self.world)
-        return draw, batch
+        collator = self.run_collators[draw.task]
+        try:
+            return draw, collator.training(rows, self.seed, step, offset=self.rank, stride=self.world)
+        except InputError as error:  # raised in a worker it would come out wrapped in the worker's traceback
+            return draw, error
 
 
 def keep_shared(worker: int) -> None:
@@ -281,15 +299,15 @@ def _evaluate_during(
     metrics: Metrics | None,
     progress: Progress,
     step: int,
-    resumed: bool,
+    left: bool,
 ) -> None:
-    """Score the splits of ``evaluation.during``; after a restart only those without a row in the metrics."""
+    """Score the splits of ``evaluation.during``, or, where ``left``, those of them without a row in the metrics."""
     config = run.config.evaluation
     splits = {split: collators for split, collators in run.splits(config.during).items() if collators}
-    if resumed:
-        left = [splits_left(run.config.run_dir / "metrics.jsonl", step, list(splits))]
-        broadcast_object_list(left)
-        splits = {split: splits[split] for split in left[0]}
+    if left:
+        names = [splits_left(run.config.run_dir / "metrics.jsonl", step, list(splits))]
+        broadcast_object_list(names)
+        splits = {split: splits[split] for split in names[0]}
     if config.limit:
         splits = {split: [c.first(config.limit) for c in collators] for split, collators in splits.items()}
     _agree(interruption, accelerator)
@@ -298,7 +316,7 @@ def _evaluate_during(
         scores = evaluate(run.model, splits, folder, config, accelerator, progress.say)
     for split, result in scores.items():
         values = _headlines(result)
-        metrics.add(step=step, split=split, scores=values)
+        metrics.add(step=step, split=split, scores=values, **({"limit": config.limit} if config.limit else {}))
         accelerator.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
 
 
@@ -317,6 +335,9 @@ def _finish(
     progress: Progress,
 ) -> dict:
     config = run.config
+    if config.evaluation.limit and config.training.keep_best:
+        # compared with scores of as many examples; those of the whole splits follow
+        _evaluate_during(run, accelerator, interruption, metrics, progress, total, left=True)
     splits = run.splits(list(dict.fromkeys([*config.evaluation.during, *config.evaluation.final])))
     if accelerator.is_main_process:
         # before hours of predicting; the card gets its scores afterwards

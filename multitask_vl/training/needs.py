@@ -119,6 +119,7 @@ def find_needs(config: Config, splits: list[str], in_turn: Callable[[], Abstract
         for split in splits:
             _examples(needs, config, task, split, in_turn)
         _scoring(needs, config, task, splits)
+    _best(needs, config, splits)
     return needs
 
 
@@ -169,6 +170,20 @@ def _examples(
         long, cut = too_long(task, table, needs.tokenizer, split, with_targets=split == TRAIN)
         finding.problems += long
         finding.remarks += [f"{where}: {count} {kind}s are cut" for kind, count in cut.items()]
+
+
+def _best(needs: Needs, config: Config, splits: list[str]) -> None:
+    """Scores by which a checkpoint is to be kept must be taken."""
+    wanted = config.training.keep_best
+    if wanted is None or TRAIN not in splits or not needs.tasks:
+        return
+    scored = [task.name for task in needs.tasks.values() if wanted.split in task.config.splits]
+    never = [name for name in wanted.metrics if name not in scored and (name in needs.tasks or not scored)]
+    if never:
+        needs.finding("best").problems.append(
+            f"training.keep_best: split {wanted.split!r} gives no {' and no '.join(never)} (tasks that have it: "
+            f"{', '.join(scored) or 'none'}); name another split or other scores"
+        )
 
 
 def _scoring(needs: Needs, config: Config, task: Task, splits: list[str]) -> None:

@@ -62,8 +62,13 @@ class Skips:
 
 
 def is_finite(loss: float, norm: float, accelerator: Accelerator) -> bool:
-    """Whether a step may be taken. With fp16 the scaler itself leaves out steps whose scaled gradient overflows."""
-    return math.isfinite(loss) and (math.isfinite(norm) or accelerator.scaler is not None)
+    """Whether a step may be taken.
+
+    With fp16 the scaler itself leaves out steps whose scaled gradient overflows, and scales by less the next time. Once
+    it scales nothing up any more, the gradient overflows by itself.
+    """
+    scaler = accelerator.scaler
+    return math.isfinite(loss) and (math.isfinite(norm) or (scaler is not None and scaler.get_scale() >= 1))
 
 
 def guilty_ids(

@@ -95,6 +95,6 @@ def start_trackers(accelerator: Accelerator, config: Config, after_step: int = 0
 
     settings = config.tracking
     init = dict(settings.init)
-    if after_step:
+    if config.training.resume is not None:
         init["tensorboard"] = {"purge_step": after_step + 1, **init.get("tensorboard", {})}
     accelerator.init_trackers(settings.project, flat("", config.model_dump(mode="json")), init)
