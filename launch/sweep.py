@@ -20,6 +20,9 @@ from multitask_vl.sweep.grid import Grid, read_grid
 from multitask_vl.sweep.jobs import STOPPED
 from multitask_vl.sweep.slurm import write_arrays
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+"""A notice, Ctrl-C, a terminal that is closed."""
+
 
 @exits_cleanly
 def main() -> int:
@@ -43,8 +46,9 @@ def main() -> int:
     grid = read_grid(given.grid, given.quick)
     sweep = Sweep(grid, given.at_once, given.threads, shlex.split(given.launcher), devices)
     only = _only(grid, given)
+    sweep.check()
     if given.array:
-        scripts, submit = write_arrays(grid, given.quick, given.at_once, sys.executable)
+        scripts, submit = write_arrays(grid, _of_each_run(given), given.at_once, sys.executable, only)
         print(f"wrote {', '.join(map(str, scripts))}\nsubmit: {submit}")
         return 0
     if given.dry_run:
@@ -53,7 +57,8 @@ def main() -> int:
             print(f"{run.name}: {state}\n  {shlex.join(sweep.command(run))}")
         print(f"{len(rows)} runs, {sum(state == 'finished' for _, state in rows)} finished")
         return 0
-    before = {one: signal.signal(one, lambda *_: sweep.jobs.stop()) for one in (signal.SIGTERM, signal.SIGINT)}
+    heeded = [one for one in SIGNALS if signal.getsignal(one) is not signal.SIG_IGN]  # nohup has a SIGHUP ignored
+    before = {one: signal.signal(one, lambda *_: sweep.jobs.stop()) for one in heeded}
     try:
         sweep.write_list()
         sweep.run_all(only, given.minutes)
@@ -61,6 +66,16 @@ def main() -> int:
         for one, handler in before.items():
             signal.signal(one, handler)
     return _tell(sweep, alone=given.run is not None, page=given.page)
+
+
+def _of_each_run(given: argparse.Namespace) -> list[str]:
+    """Options that a task of an array takes as well."""
+    if given.devices or given.minutes != float("inf"):
+        raise InputError(
+            "--array: SLURM gives devices and time (sbatch --gres, --time); leave out --devices, --minutes"
+        )
+    told = {"--launcher": given.launcher, "--threads": given.threads}
+    return [*(["--quick"] if given.quick else []), *(f"{name}={value}" for name, value in told.items() if value)]
 
 
 def _only(grid: Grid, given: argparse.Namespace) -> set[str] | None:

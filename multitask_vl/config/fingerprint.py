@@ -11,6 +11,8 @@ from typing import Any
 from multitask_vl.config.resolved import flatten
 from multitask_vl.config.schema import Config
 
+MEASURED = ("evaluation.final", "evaluation.caption_tokenizer", "tasks.*.decoding.*")
+"""Keys that decide what a score is of, though not what is trained."""
 MAY_DIFFER = (
     "run_dir",
     "cache_dir",
@@ -52,14 +54,15 @@ def fingerprint(config: Config | Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
 
 
-def differences(old: Config | Mapping[str, Any], new: Config | Mapping[str, Any]) -> list[str]:
+def differences(old: Config | Mapping[str, Any], new: Config | Mapping[str, Any], measured: bool = False) -> list[str]:
     """What forbids going on from ``old`` with ``new``: lines such as ``training.lr: was 0.001, is 0.0003``, or none.
 
     Args:
         old: the configuration that the checkpoint was made with, or its ``model_dump(mode="json")``.
         new: the configuration now, likewise.
+        measured: tell differences of `MEASURED` as well.
     """
-    before, now, defaults = _decisive(old), _decisive(new), _decisive(Config())
+    before, now, defaults = (_decisive(one, measured) for one in (old, new, Config()))
     lines = []
     for keys in dict.fromkeys([*before, *now]):
         # a key that was not known when the checkpoint was made: what it does by default was done then
@@ -77,7 +80,12 @@ def _told(value: Any) -> str:
     return "not set" if value is _Absent else json.dumps(value)
 
 
-def _decisive(config: Config | Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+def _decisive(config: Config | Mapping[str, Any], measured: bool = False) -> dict[tuple[str, ...], Any]:
     dumped = config.model_dump(mode="json") if isinstance(config, Config) else dict(config)
-    leaves = flatten(dumped)
-    return {k: v for k, v in leaves.items() if not any(fnmatchcase(".".join(k), pattern) for pattern in MAY_DIFFER)}
+    found = {}
+    for keys, value in flatten(dumped).items():
+        name = ".".join(keys)
+        may_differ = any(fnmatchcase(name, pattern) for pattern in MAY_DIFFER)
+        if not may_differ or (measured and any(fnmatchcase(name, pattern) for pattern in MEASURED)):
+            found[keys] = value
+    return found

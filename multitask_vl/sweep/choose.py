@@ -13,7 +13,7 @@ from multitask_vl.sweep.grid import Grid, GridRun
 
 def resolved(grid: Grid, run: GridRun) -> GridRun | None:
     """A run with its setting chosen; None while its trials are not all finished. Writes down the choice."""
-    if grid.select is None or run.trial or run.value is not None:
+    if not run.open:
         return run
     choice = choose(grid, run.group)
     return None if choice is None else grid.at(run, choice["chosen"])

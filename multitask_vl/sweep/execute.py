@@ -13,12 +13,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from queue import SimpleQueue
 
+from multitask_vl.cli import HOME
+from multitask_vl.config import differences, load_config
 from multitask_vl.durable import write_whole
+from multitask_vl.errors import InputError
 from multitask_vl.sweep.choose import resolved
 from multitask_vl.sweep.grid import Grid, GridRun
 from multitask_vl.sweep.jobs import STOPPED, Jobs
 
-ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = HOME / "launch" / "train_multitask.py"
 
 
 class Sweep:
@@ -41,7 +44,7 @@ class Sweep:
         devices: Sequence[str] = (),
     ):
         self.grid, self.at_once = grid, at_once
-        self.jobs = Jobs(grid.out, ROOT, threads or max(1, (os.cpu_count() or 1) // at_once))
+        self.jobs = Jobs(grid.out, Path.cwd(), threads or max(1, (os.cpu_count() or 1) // at_once))
         self.launcher = list(launcher or [sys.executable])
         self.failures: list[str] = []
         self.stopped: list[str] = []
@@ -52,10 +55,33 @@ class Sweep:
 
     def command(self, run: GridRun) -> list[str]:
         """The command line of a run."""
-        script = ["launch/train_multitask.py", "--config", _short(self.grid.base)]
-        still_open = self.grid.select is not None and run.value is None
-        chosen = [f"{self.grid.select.key}=CHOSEN"] if still_open else []
+        script = [short(PROGRAM), "--config", short(self.grid.base)]
+        chosen = [f"{self.grid.select.key}=CHOSEN"] if run.open else []
         return [*self.launcher, *script, *self.grid.words(run), *chosen, "training.resume=auto"]
+
+    def check(self) -> None:
+        """Whether what has finished is what the grid says now.
+
+        Raises:
+            InputError: runs were made by other settings, which a table would mix with those of now.
+        """
+        now = [run for run in (resolved(self.grid, one) for one in self.grid.every()) if run is not None]
+        other: dict[str, list[str]] = {}
+        for run in {one.name: one for one in now}.values():
+            made_by = self.grid.out / "runs" / run.name / "resolved.yaml"
+            if self.jobs.finished(run.name) and made_by.is_file():
+                changed = differences(
+                    load_config(made_by), load_config(self.grid.base, self.grid.words(run)), measured=True
+                )
+                other |= {run.name: changed} if changed else {}
+        if other:
+            name, changed = next(iter(other.items()))
+            folders = " ".join(short(self.grid.out / "runs" / one) for one in other)
+            raise InputError(
+                f"{self.grid.path}: {len(other)} runs have finished with other settings than it has now, such as "
+                f"{name}: {'; '.join(changed)}. Name another 'out', or remove them, and they are run again: rm -r "
+                f"{folders}"
+            )
 
     def run_all(self, only: Collection[str] | None = None, minutes: float = float("inf")) -> None:
         """Carry out what is not finished: all trials before the runs whose setting they choose.
@@ -65,15 +91,12 @@ class Sweep:
             minutes: begin no run after so long.
         """
         started = time.monotonic()
-        every = self.grid.every()
-        first = [run for run in every if run.trial or run.value is not None]
-        rest = [run for run in every if not (run.trial or run.value is not None)]
 
         def go(run: GridRun) -> None:
             if not self.jobs.stopping and time.monotonic() - started < 60 * minutes:
                 self._one(run)
 
-        for part in (first, rest):
+        for part in self.grid.parts():
             wanted = [run for run in part if only is None or run.name in only]
             with ThreadPoolExecutor(self.at_once) as pool:
                 list(pool.map(go, wanted))
@@ -98,7 +121,7 @@ class Sweep:
         elif code and not self.jobs.stopping:
             told = f"exit code {code}" if code > 0 else f"signal {-code}"
             self.failures.append(
-                f"{run.name}: {told}: {self.jobs.last_words(run.name)}; see {_short(self.jobs.log(run.name))}"
+                f"{run.name}: {told}: {self.jobs.last_words(run.name)}; see {short(self.jobs.log(run.name))}"
             )
             print(self.failures[-1], file=sys.stderr, flush=True)
 
@@ -146,7 +169,7 @@ class Sweep:
         for form, ending in (("markdown", "md"), ("csv", "csv"), ("text", "txt")):
             # reports stand beside everything else and are asked as a user asks them
             words = [sys.executable, "-m", "multitask_vl.reports.tables", *folders, "--format", form]
-            made = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+            made = subprocess.run(words, capture_output=True, text=True, check=False)
             if made.returncode:
                 print(made.stderr, file=sys.stderr, end="")
                 return None
@@ -154,6 +177,7 @@ class Sweep:
         return self.grid.out / "table.md"
 
 
-def _short(path: Path) -> str:
-    """A path as one types it: relative where it lies below the project."""
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+def short(path: Path) -> str:
+    """A path as one types it here: relative where it lies below."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)

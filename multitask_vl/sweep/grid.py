@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,8 @@ class GridRun:
         group: the name without that of the axis that repeats it.
         options: axis -> option.
         settings: what it changes, laid together.
-        value: of the setting that is chosen; None before.
+        open: whether a setting is still to be chosen.
+        value: of the setting that is chosen.
         trial: whether it only serves the choice.
     """
 
@@ -88,6 +89,7 @@ class GridRun:
     group: str
     options: Mapping[str, str]
     settings: Node = field(repr=False)
+    open: bool = False
     value: Any = None
     trial: bool = False
 
@@ -122,7 +124,8 @@ class Grid:
         """A run with its open setting set."""
         tail = run.name.removeprefix(run.group)
         chosen = lay_over(run.settings, _node({self.select.key: value}, self.path, []), [])
-        return replace(run, name=f"{run.group}-{label(self.select.key, value)}{tail}", settings=chosen, value=value)
+        name = f"{run.group}-{label(self.select.key, value)}{tail}"
+        return replace(run, name=name, settings=chosen, open=False, value=value)
 
     def words(self, run: GridRun) -> list[str]:
         """``key=value`` words of a run, for the command line of training."""
@@ -132,6 +135,11 @@ class Grid:
         """All that may be run: trials first, then the runs; those with an open setting as they stand."""
         groups = dict.fromkeys(run.group for run in self.runs) if self.select else ()
         return [*(trial for group in groups for trial in self.trials(group)), *self.runs]
+
+    def parts(self) -> tuple[list[GridRun], list[GridRun]]:
+        """`every`, in two: what nothing must come before, and what waits for its trials."""
+        every = self.every()
+        return [run for run in every if not run.open], [run for run in every if run.open]
 
 
 def read_grid(path: Path, quick: bool = False) -> Grid:
@@ -194,13 +202,24 @@ def words_of(settings: Node) -> list[str]:
 def _options(axis: str, given: Any, path: Path, problems: list[str]) -> dict[str, Node]:
     """Option -> its settings."""
     if isinstance(given, list) and given:
+        _check_names([(label(axis, value), value) for value in given], f"{path}: axes.{axis}", problems)
         return {label(axis, value): _node({axis: value}, path, problems) for value in given}
     if isinstance(given, dict) and given:
         wrong = [name for name, settings in given.items() if not isinstance(settings, dict)]
         problems += [f"{path}: axes.{axis}.{name}: expected a mapping of settings, {{}} for none" for name in wrong]
+        _check_names([(_plain(name), name) for name in given], f"{path}: axes.{axis}", problems)
         return {_plain(name): _node(given[name], path, problems) for name in given if name not in wrong}
     problems.append(f"{path}: axes.{axis}: expected a list of values of the key {axis}, or a mapping of named options")
     return {}
+
+
+def _check_names(named: Sequence[tuple[str, Any]], where: str, problems: list[str]) -> None:
+    """Two options of one name in the runs' folders would be one run."""
+    first: dict[str, Any] = {}
+    for name, option in named:
+        if name in first:
+            problems.append(f"{where}: {first[name]!r} and {option!r} would both be called {name!r} in names of runs")
+        first.setdefault(name, option)
 
 
 def _node(settings: Settings, path: Path, problems: list[str]) -> Node:
@@ -241,6 +260,9 @@ def _check(file: GridFile, axes: Mapping[str, Mapping[str, Node]], path: Path, p
         )
     if file.select and not file.select.values:
         problems.append(f"{path}: select.values: nothing to choose from")
+    if file.select:
+        values = [(label(file.select.key, value), value) for value in file.select.values]
+        _check_names(values, f"{path}: select.values", problems)
 
 
 def _names(axis: str, given: Any, known: Iterable[str]) -> list[str]:
@@ -268,7 +290,7 @@ def _runs(file: GridFile, axes: Mapping[str, Mapping[str, Node]], path: Path, pr
             parts = [name for axis, name in options.items() if axis != repeats]
             group = "-".join(filter(None, [*parts, _plain(extra.name) if extra else ""])) or "run"
             told = options | ({"include": extra.name} if extra else {})
-            yield GridRun(f"{group}-{options[repeats]}", group, told, settings)
+            yield GridRun(f"{group}-{options[repeats]}", group, told, settings, open=file.select is not None)
 
 
 def _agrees(options: Mapping[str, str], point: Mapping[str, Any], axes: Mapping[str, Mapping[str, Node]]) -> bool:
@@ -284,10 +306,14 @@ def _load_all(grid: Grid) -> None:
     found: dict[str, list[str]] = {}
     for run in {run.name: run for run in looked_at}.values():
         try:
-            load(grid.base, grid.words(run))
+            scored = load(grid.base, grid.words(run)).config.evaluation
         except InputError as error:
             for problem in error.problems:
                 found.setdefault(problem, []).append(run.name)
+            continue
+        if grid.select and not run.open and grid.select.split not in scored.during + scored.final:
+            problem = f"select.split: trials do not score {grid.select.split!r}; put it into evaluation.final"
+            found.setdefault(f"{grid.path}: {problem}", []).append(run.name)
     if found:
         raise InputError(
             [f"{problem} (of {len(names)} of the runs, such as {names[0]})" for problem, names in found.items()]

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from multitask_vl.durable import write_whole
+
 STOPPED = 75
 """Exit code of a run that a signal ended early and that was saved: the same command goes on with it."""
 
@@ -60,7 +62,7 @@ class Jobs:
         log, cost = self.log(name), self.out / "costs" / f"{name}.json"
         log.parent.mkdir(parents=True, exist_ok=True)
         cost.parent.mkdir(parents=True, exist_ok=True)
-        before = json.loads(cost.read_text()) if cost.is_file() else {"cpu_s": 0.0, "wall_s": 0.0}
+        before = self._cost(cost)
         count = str(self.threads)
         environment = {**os.environ, "OMP_NUM_THREADS": count, "MKL_NUM_THREADS": count, **environment}
         started = time.monotonic()
@@ -68,6 +70,7 @@ class Jobs:
             process = subprocess.Popen(
                 list(command), cwd=self.cwd, env=environment, stdout=file, stderr=file, stdin=subprocess.DEVNULL,
                 pass_fds=(claim.fileno(),),
+                start_new_session=True,  # a Ctrl-C is for the sweep, which asks its runs to save
             )  # fmt: skip
             self._running.add(process)
             if self.stopping:  # asked for between the claim and here
@@ -81,8 +84,15 @@ class Jobs:
             "wall_s": round(before["wall_s"] + time.monotonic() - started, 1),
             "threads": self.threads,
         }
-        cost.write_text(json.dumps(row) + "\n")
+        write_whole(cost, json.dumps(row) + "\n")
         return code
+
+    def _cost(self, path: Path) -> dict[str, float]:
+        """Of earlier tries; nothing where a death cut the file short."""
+        try:
+            return json.loads(path.read_text())
+        except (FileNotFoundError, ValueError):
+            return {"cpu_s": 0.0, "wall_s": 0.0}
 
     def stop(self) -> None:
         """Begin nothing more, and ask what runs to save and end."""

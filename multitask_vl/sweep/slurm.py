@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
+from multitask_vl.cli import HOME
 from multitask_vl.durable import write_whole
-from multitask_vl.sweep.execute import ROOT
-from multitask_vl.sweep.grid import Grid, GridRun
+from multitask_vl.sweep.grid import Grid
+
+PROGRAM = HOME / "launch" / "sweep.py"
 
 SCRIPT = """\
 #!/usr/bin/env bash
@@ -19,29 +22,32 @@ SCRIPT = """\
 #SBATCH --requeue
 # Task i runs line i of {listed}. What a run needs (--gres=gpu:1, --time, --partition) goes to sbatch.
 set -euo pipefail
-cd {root}
+cd {here}
 name=$(sed -n "${{SLURM_ARRAY_TASK_ID}}p" {listed})
-exec {python} launch/sweep.py {grid}{quick} --run "$name"
+exec {command} --run "$name"
 """
 
 
-def write_arrays(grid: Grid, quick: bool, at_once: int, python: str) -> tuple[list[Path], str]:
+def write_arrays(
+    grid: Grid, options: Sequence[str], at_once: int, python: str, only: Collection[str] | None = None
+) -> tuple[list[Path], str]:
     """Write ``array/trials.*`` (where a setting is chosen) and ``array/runs.*``.
 
     Args:
-        quick: whether the grid was read so.
+        options: of the sweep, that hold for each of its runs, such as ``--quick``.
         at_once: array tasks at a time.
         python: what runs the command on the cluster.
+        only: names of runs; None: everything.
 
     Returns:
         the scripts, and the command that submits them.
     """
-    every = grid.every()
-    first = [run for run in every if run.trial or run.value is not None]
-    rest = [run for run in every if not (run.trial or run.value is not None)]
-    scripts = [
-        _write(grid, kind, runs, quick, at_once, python) for kind, runs in (("trials", first), ("runs", rest)) if runs
-    ]
+    command = shlex.join([python, str(PROGRAM), str(grid.path.resolve()), *options])
+    parts = [[run.name for run in part if only is None or run.name in only] for part in grid.parts()]
+    if not grid.select:
+        parts.reverse()  # nothing waits for trials
+    kinds = dict(zip(("trials", "runs"), parts, strict=True))
+    scripts = [_write(grid, kind, names, command, at_once) for kind, names in kinds.items() if names]
     names = [shlex.quote(str(script)) for script in scripts]
     submit = f"sbatch {names[0]}"
     if len(names) > 1:
@@ -50,19 +56,17 @@ def write_arrays(grid: Grid, quick: bool, at_once: int, python: str) -> tuple[li
     return scripts, submit
 
 
-def _write(grid: Grid, kind: str, runs: list[GridRun], quick: bool, at_once: int, python: str) -> Path:
+def _write(grid: Grid, kind: str, names: list[str], command: str, at_once: int) -> Path:
     listed, script = grid.out / "array" / f"{kind}.txt", grid.out / "array" / f"{kind}.sh"
-    write_whole(listed, "".join(f"{run.name}\n" for run in runs))
+    write_whole(listed, "".join(f"{name}\n" for name in names))
     text = SCRIPT.format(
         job=f"{grid.path.stem}-{kind}",
-        count=len(runs),
+        count=len(names),
         at_once=at_once,
         out=grid.out,
         listed=shlex.quote(str(listed)),
-        root=shlex.quote(str(ROOT)),
-        python=shlex.quote(python),
-        grid=shlex.quote(str(grid.path.resolve())),
-        quick=" --quick" if quick else "",
+        here=shlex.quote(str(Path.cwd())),
+        command=command,
     )
     write_whole(script, text)
     script.chmod(0o755)
