@@ -44,7 +44,7 @@ from multitask_vl.parameter_table import put_between_markers
 from multitask_vl.reports.formats import Column, Table, render
 from multitask_vl.tasks.base import Task
 from multitask_vl.tasks.build import build_tasks
-from multitask_vl.training.loop import keep_shared
+from multitask_vl.training.batches import keep_shared
 from multitask_vl.training.needs import TRAIN, find_needs
 from multitask_vl.training.setup import assemble
 

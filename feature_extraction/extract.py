@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from feature_extraction.decode import ImageBatches, decoded
 from feature_extraction.encoder import Encoder, load_encoder
-from feature_extraction.failures import record_failures, recorded_failures
+from feature_extraction.failures import printable, record_failures, recorded_failures
 from feature_extraction.image_index import ImageIndex, index_images
 from feature_extraction.processes import Part, parts_of, this_process, turns
 from feature_extraction.progress import bar, watch
@@ -128,7 +128,8 @@ def _fill(
             summary.extracted += int(batch.readable.sum())
             summary.turned += batch.turned
             failures += [
-                {"key": writer.keys[row], "path": str(images[row]), "reason": reason} for row, reason in batch.failures
+                {"key": writer.keys[row], "path": printable(str(images[row])), "reason": reason}
+                for row, reason in batch.failures
             ]
             shown.update(int(batch.readable.sum()) + len(batch.failures))
     summary.wall_s += time.perf_counter() - started

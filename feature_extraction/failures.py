@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -30,6 +31,11 @@ def record_failures(store: Path, failures: list[dict[str, str]]) -> None:
             path.unlink(missing_ok=True)
 
 
+def printable(path: str) -> str:
+    """A path in text, the bytes of it that are none as escapes."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 def recorded_failures(stores: Iterable[Path]) -> dict[str, list[dict[str, str]]]:
     """The listed failures of files in one folder: file name -> key, path and reason of each."""
     names = {store.name: store for store in stores}
@@ -44,7 +50,8 @@ def recorded_failures(stores: Iterable[Path]) -> dict[str, list[dict[str, str]]]
 
 def _lines(path: Path) -> list[str]:
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        # not splitlines(), for which a text holds ends of lines that JSON leaves as they are
+        return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
     except FileNotFoundError:  # also where another process has just emptied the list
         return []
 

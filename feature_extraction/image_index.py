@@ -57,9 +57,11 @@ def index_images(sources: Sequence[Path]) -> ImageIndex:
                     )
                 elif key not in found:
                     found[key] = image
+                elif gone := [one for one in (found[key], image) if not one.path.exists()]:
+                    clashes.append(f"image key {key} stands for two files: {gone[0]} is a link to nothing; remove it")
                 elif image.same(found[key]):
                     continue
-                elif image.ends() == found[key].ends():
+                elif image.is_copy_of(found[key]):
                     copies += 1
                 else:
                     clashes.append(

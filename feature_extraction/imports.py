@@ -162,9 +162,10 @@ def vouched(source: Source, clip: ClipConfig) -> Manifest:
         weights_sha256=file_sha256(weights) if weights is not None and weights.is_file() else None,
         image_size=clip.image_size,
         resize=clip.resize,
-        mean=OPENAI_DATASET_MEAN,
-        std=OPENAI_DATASET_STD,
-        layer="layer4",
+        mean=clip.mean or OPENAI_DATASET_MEAN,
+        std=clip.std or OPENAI_DATASET_STD,
+        layer="pooled" if clip.layer == "pooled" else "layer4",
+        pool=clip.pool,
         grid=grid,
         dim=shape[-1],
     )

@@ -18,6 +18,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from PIL import Image
+
 from feature_extraction import told
 from feature_extraction.export import DTYPES, export
 from feature_extraction.imports import Source, import_features, vouched
@@ -78,10 +80,10 @@ def _parser() -> argparse.ArgumentParser:
     one.add_argument("store", type=place)
     one.add_argument("--control", type=place, help="a second store of the same pictures, shown beside it")
     one.add_argument("--images", type=Path, nargs="+", required=True, metavar="FOLDER")
-    one.add_argument("--out", type=Path, required=True, help="the sheet; its ending says the format")
-    one.add_argument("--queries", type=int, default=10, help="how many pictures are drawn")
+    one.add_argument("--out", type=_picture, required=True, help="the sheet; its ending says the format")
+    one.add_argument("--queries", type=_positive, default=10, help="how many pictures are drawn")
     one.add_argument("--keys", nargs="+", metavar="KEY", help="these pictures instead")
-    one.add_argument("--neighbours", type=int, default=5)
+    one.add_argument("--neighbours", type=_positive, default=5)
     one.add_argument("--seed", type=int, default=0, help="which pictures are drawn")
     return parser
 
@@ -143,6 +145,18 @@ def _export(arguments: argparse.Namespace) -> int:
     told.listed("rows are damaged (checksum) and were left out", done.damaged)
     told.listed("rows are not extracted yet", done.undone)
     return EXIT_NOT_SOUND if done.damaged or done.undone else 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
+def _picture(text: str) -> Path:
+    if Path(text).suffix.lower() not in Image.registered_extensions():
+        raise argparse.ArgumentTypeError(f"{text!r} has no ending of a picture, such as .jpg or .png")
+    return Path(text)
 
 
 def _neighbours(arguments: argparse.Namespace) -> int:

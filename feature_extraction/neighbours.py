@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
+from feature_extraction.pixels import Unreadable, read_upright
 from feature_extraction.sources import ImageFile
 from multitask_vl.data.feature_store import FeatureStore
 from multitask_vl.errors import InputError
@@ -54,7 +55,7 @@ def contact_sheet(
         paths: key -> where its picture lies.
         queries: keys, one for each line.
         columns: title and `nearest` of each store.
-        side: of a picture, in pixels; pictures are cut to squares.
+        side: of a picture, in pixels; pictures are cut to squares. Grey stands for one that cannot be read.
     """
     counts = [len(found[0]) for _, found in columns]
     width = side + sum(3 * GAP + count * (side + GAP) for count in counts) + 2 * GAP
@@ -101,5 +102,8 @@ def in_both(stores: Sequence[FeatureStore], paths: dict[str, ImageFile]) -> list
 
 
 def _square(file: ImageFile, side: int) -> Image.Image:
-    with Image.open(file.opened()) as image:
-        return ImageOps.fit(ImageOps.exif_transpose(image).convert("RGB"), (side, side), Image.Resampling.LANCZOS)
+    try:
+        picture, _ = read_upright(file)
+    except Unreadable:
+        return Image.new("RGB", (side, side), "grey")
+    return ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 from torchvision.transforms import functional as tvf
 
 from feature_extraction.sources import ImageFile
+from multitask_vl.upright import upright
 
 CONVENTION = "upright, transparency on white, 16 bit scaled, first frame"
 INTERPOLATION = "bicubic"
@@ -74,10 +75,7 @@ def _open_rgb(file: Path | io.BytesIO) -> tuple[Image.Image, bool]:
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         opened = Image.open(file)
     with opened as image:
-        turned = image.getexif().get(ExifTags.Base.Orientation, 1) not in (0, 1)
-        image.load()
-        if turned:
-            image = ImageOps.exif_transpose(image)
+        image, turned = upright(image)
         return _to_rgb(image), turned
 
 

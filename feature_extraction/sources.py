@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
+import hashlib
 import io
 import os
 import re
@@ -10,7 +12,7 @@ import tarfile
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 from multitask_vl.errors import InputError
 
@@ -57,8 +59,18 @@ class ImageFile(NamedTuple):
         """Are these one and the same place?"""
         return (self.member, self.offset) == (other.member, other.offset) and self.path.samefile(other.path)
 
+    def is_copy_of(self, other: ImageFile) -> bool:
+        """Do both hold the same bytes? Nearly all that do not are told by their ends."""
+        return self.ends() == other.ends() and self._sha256() == other._sha256()
+
+    def _sha256(self) -> bytes:
+        with self.path.open("rb") as file:
+            if not self.member:
+                return hashlib.file_digest(file, "sha256").digest()
+            return hashlib.sha256(os.pread(file.fileno(), self.size, self.offset)).digest()
+
     def ends(self) -> tuple[int, bytes, bytes]:
-        """Number of bytes, the first and the last of them: equal for copies, and hardly for two pictures."""
+        """Number of bytes, the first and the last of them: equal for copies."""
         with self.path.open("rb") as file:
             size = self.size if self.member else os.fstat(file.fileno()).st_size
             first = os.pread(file.fileno(), min(ENDS, size), self.offset)
@@ -91,7 +103,7 @@ def images_of(source: Path, seen: set[tuple[int, int]]) -> Iterator[tuple[str | 
 
 def _files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
     """Visible files below a folder; one already visited (a link in a circle, a folder named twice) is passed over."""
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=_unreadable):
         status = os.stat(place)
         if (status.st_dev, status.st_ino) in seen:
             folders.clear()
@@ -101,9 +113,21 @@ def _files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[Path]:
         yield from (Path(place, name) for name in sorted(names) if not name.startswith("."))
 
 
+def _unreadable(error: OSError) -> NoReturn:
+    raise InputError(
+        f"features.images: {error.filename}: cannot be read: {error.strerror}; make it readable (chmod -R u+rX "
+        f"{error.filename}), or move it away"
+    ) from error
+
+
 def _listed(source: Path) -> Iterator[tuple[str | None, ImageFile]]:
     problems = []
-    with source.open(encoding="utf-8", errors="surrogateescape") as lines:
+    with source.open("rb") as file:
+        if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+            raise InputError(
+                f"features.images: {source}: is UTF-16; write it as UTF-8: iconv -f utf-16 -t utf-8 {source} > NEW.txt"
+            )
+    with source.open(encoding="utf-8-sig", errors="surrogateescape") as lines:
         for number, line in enumerate(lines, 1):
             key, tab, name = line.rstrip("\r\n").rpartition("\t")
             if not name:
@@ -143,10 +167,31 @@ def _members(shard: Path) -> Iterator[ImageFile]:
                 if member.isfile() and not Path(member.name).name.startswith("."):
                     yield ImageFile(shard, member.name, member.offset_data, member.size)
                 archive.members.clear()  # tarfile would keep every header
+            _check_end(shard, archive.offset)
     except (tarfile.TarError, EOFError) as error:
         raise InputError(
             f"features.images: {shard}: cannot be read as an uncompressed tar file ({error}); copy it again"
         ) from error
+
+
+def _check_end(shard: Path, offset: int) -> None:
+    """Where tarfile finds no further header it takes the archive for ended, whatever stands there.
+
+    Raises:
+        InputError: what follows is not the blocks of zeros that end an archive.
+    """
+    with shard.open("rb") as file:
+        file.seek(offset)
+        count = 0
+        while chunk := file.read(1 << 20):
+            count += len(chunk)
+            if chunk.count(0) < len(chunk):
+                raise InputError(
+                    f"features.images: {shard}: is damaged at byte {offset:,}: no header of a member is there, and "
+                    f"more follows; copy it again"
+                )
+    if count < tarfile.BLOCKSIZE:
+        raise InputError(f"features.images: {shard}: is cut short after {shard.stat().st_size:,} bytes; copy it again")
 
 
 @lru_cache(maxsize=OPEN_SHARDS)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import pickle
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -33,12 +31,13 @@ def read_weights(path: Path, tower: str = "") -> dict[str, torch.Tensor]:
             tensors = torch.jit.load(path, map_location="cpu").state_dict()
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+    except Exception as error:  # on files that hold something else torch's reader raises nearly every type there is
         first = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path}: cannot be read as weights ({first})") from error
     if isinstance(tensors, dict):
         tensors = tensors.get("state_dict", tensors)
-    if not isinstance(tensors, dict) or not all(isinstance(one, torch.Tensor) for one in tensors.values()):
+    named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    if not named or not all(isinstance(one, torch.Tensor) for one in tensors.values()):
         raise InputError(f"{path}: not a state dict (names -> tensors)")
     plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
     whole = tower and any(name.startswith(tower) for name in plain)

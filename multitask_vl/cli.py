@@ -15,10 +15,8 @@ from pathlib import Path
 from multitask_vl import __version__
 from multitask_vl.config.nodes import did_you_mean
 from multitask_vl.errors import EXIT_BAD_INPUT, InputError, exits_cleanly
+from multitask_vl.programs import HOME
 
-PACKAGE = Path(__file__).resolve().parent
-HOME = PACKAGE if (PACKAGE / "launch").is_dir() else PACKAGE.parent
-"""Where `launch/` and `configs/` lie: in the package where it was installed from a wheel, else beside it."""
 SHORT = {"train": "train_multitask", "extract": "extract_features", "parameters": "parameter_table"}
 """Command -> program of `launch/` that is called otherwise."""
 MODULES = {

@@ -127,7 +127,19 @@ def _list(path):
     return "not a state dict"
 
 
-@pytest.mark.parametrize("content", [_of_another_model, _text, _broken_safetensors, _code, _list])
+def _read_as_a_pickle(path):
+    (path / "w.pt").write_text("hello world")
+    return "cannot be read as weights"
+
+
+def _numbered(path):
+    torch.save({0: torch.zeros(2)}, path / "w.pt")
+    return "not a state dict"
+
+
+@pytest.mark.parametrize(
+    "content", [_of_another_model, _text, _broken_safetensors, _code, _list, _read_as_a_pickle, _numbered]
+)
 def test_a_file_that_holds_no_fitting_weights_is_refused(clip, tmp_path, content):
     said = content(tmp_path)
     (path,) = tmp_path.glob("w.*")

@@ -287,6 +287,16 @@ def test_unreadable_images_are_listed_and_the_rest_is_extracted(config, tmp_path
     ]
 
 
+def test_a_folder_whose_name_is_no_text_can_be_listed(config, tmp_path):
+    folder = tmp_path / "images" / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    (folder / "text\u2028.png").write_text("not an image")
+    for _ in range(2):
+        assert len(extract(config, "cpu").failures) == 1
+        (row,) = (tmp_path / "failures.jsonl").read_text().split("\n")[:-1]
+        assert json.loads(row)["path"] == f"{tmp_path}/images/caf\\xe9/text\u2028.png"
+
+
 def test_an_unreadable_neighbour_does_not_change_an_image(tmp_path):
     sound, broken = tiny_config(tmp_path / "a"), tiny_config(tmp_path / "b")
     (tmp_path / "b" / "images" / "COCO_001.png").write_text("broken")

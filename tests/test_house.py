@@ -33,6 +33,8 @@ FLOORS = {
     "multitask_vl.registry": 1,
     "multitask_vl.durable": 0,
     "multitask_vl.errors": 0,
+    "multitask_vl.programs": 0,
+    "multitask_vl.upright": 0,
     "multitask_vl": 0,
     "multitask_vl.reports": 9,
 }

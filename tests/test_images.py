@@ -1,6 +1,7 @@
 """Are the right images found under the right keys, and does each kind of file become the pixels people see?"""
 
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -196,6 +197,26 @@ def test_an_orientation_tag_is_applied(tmp_path, orientation):
     pixels, turned = read_square(tmp_path / "1.png", 64, "squash")
     np.testing.assert_array_equal(pixels, np.asarray(upright).transpose(2, 0, 1))
     assert turned == (orientation != 1)
+
+
+def test_a_damaged_tag_does_not_cost_the_picture(tmp_path):
+    """An EXIF block that is none, and one whose other tags cannot be written again."""
+    stored = picture(3, 64, 48)
+    stored.save(tmp_path / "plain.jpg")
+    plain = square(tmp_path / "plain.jpg")
+    stored.save(tmp_path / "none.jpg", exif=b"Exif\0\0" + b"no TIFF header at all")
+    np.testing.assert_array_equal(square(tmp_path / "none.jpg"), plain)
+    # orientation 6, and a width below 0
+    tags = struct.pack("<HHIHH", 0x112, 3, 1, 6, 0) + struct.pack("<HHIi", 0x100, 9, 1, -1)
+    block = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + tags + bytes(4)
+    stored.save(tmp_path / "odd.jpg", exif=block)
+    with Image.open(tmp_path / "odd.jpg") as opened, Image.open(tmp_path / "plain.jpg") as upright:
+        expected = upright.transpose(Image.Transpose.ROTATE_270)
+        assert opened.size == upright.size
+    pixels, turned = read_square(tmp_path / "odd.jpg", 64, "squash")
+    assert turned
+    expected.save(tmp_path / "expected.png")
+    np.testing.assert_array_equal(pixels, square(tmp_path / "expected.png"))
 
 
 # ---- files that cannot be read

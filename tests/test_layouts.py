@@ -175,7 +175,14 @@ def test_shards_are_a_folder_a_pattern_or_a_list(tmp_path):
     ):
         table = compiled(make("gqa", tmp_path, questions=questions), "s", tmp_path / "cache")
         assert table["id"][:] == ["0", "1", "2"]
-        assert len(made_from(table)["files"]) == 3
+        assert sorted(made_from(table)["files"]) == [f"train_all_questions_{n}.json" for n in range(3)]
+    for n in range(2):
+        (tmp_path / f"part{n}").mkdir()
+        write(tmp_path / f"part{n}", "q.json", {str(n): {"imageId": "0", "question": "Is it?", "answer": "yes"}})
+    parts = [f"part{n}/q.json" for n in range(2)]
+    assert (
+        sorted(made_from(compiled(make("gqa", tmp_path, questions=parts), "s", tmp_path / "cache"))["files"]) == parts
+    )
     (shards / "more").mkdir()
     with pytest.raises(InputError, match=r"splits.s.questions: the folder .* holds folders \(first: more\)"):
         make("gqa", tmp_path, questions="train_all_questions").sources("s")

@@ -231,6 +231,18 @@ def test_one_scorer_that_fails_leaves_the_others(monkeypatch):
     assert found.corpus["CIDEr"] == pytest.approx(sum(v["CIDEr"] for v in found.per_image.values()) / 3)
 
 
+def test_cider_of_one_image_says_that_it_is_none():
+    found = caption_scores({"1": DOGS["1"]}, {"1": DOGS["1"][0]}, tokenizer="python", scorers=["CIDEr"])
+    assert found.corpus["CIDEr"] == 0
+    assert found.notes["CIDEr"].startswith("always 0 for a single image")
+    assert "CIDEr" not in caption_scores(DOGS, SAID, tokenizer="python", scorers=["CIDEr"]).notes
+
+
+@needs_java
+def test_half_a_letter_is_cut_as_another():
+    assert words(["a \ud83d dog"], "ptb") == words(["a ? dog"], "ptb")
+
+
 def test_a_signal_within_a_scorer_is_no_failure_of_it(monkeypatch):
     def stopped(*_):
         raise Interrupted("stopped by SIGTERM")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from pathlib import Path
 
@@ -140,6 +141,7 @@ def test_what_does_not_fit_the_task_is_told_at_once(folder, pipeline):
         Request((one,), "coco_caption", "what ?", "d"),
         Request((one,), "vqq", "what ?", "e"),
         Request((folder / "absent.png",), "vqa", "what ?", "f"),
+        Request((folder / os.fsdecode(b"\xff.png"),), "vqa", "what ?", "g"),
     ]
     refused(
         lambda: pipeline.answers(requests),
@@ -149,6 +151,8 @@ def test_what_does_not_fit_the_task_is_told_at_once(folder, pipeline):
         "d: coco_caption reads no text",
         "e: the adapter has no task 'vqq'; did you mean",
         "f: there is no file",
+        "g: there is no file",
+        "is not UTF-8; rename the file or its folder",
     )
     assert pipeline((one,), "nlvr2", "a thing .", pictures=1) in ("true", "false")
     refused(lambda: pipeline([one] * 3, "vqa", "what ?", pictures=3), "visual.max_images is 2")

@@ -7,6 +7,7 @@ import tarfile
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from feature_extraction.extract import extract
 from feature_extraction.image_index import index_images
@@ -79,6 +80,30 @@ def test_a_shard_that_ends_inside_an_image_costs_that_image(tmp_path):
             read_square(file, 64, "squash")
 
 
+def test_a_shard_that_is_damaged_or_cut_between_its_images_is_told(tmp_path):
+    whole = tmp_path / "whole.tar"
+    shard(whole, {f"{number}.png": encoded(number) for number in range(6)})
+    data, index = whole.read_bytes(), index_images([whole])
+    header = index.paths["3"].offset - tarfile.BLOCKSIZE
+    flipped = bytearray(data)
+    flipped[header + 5] ^= 1
+    after_last = index.paths["5"].offset + -(-index.paths["5"].size // 512) * 512
+    damaged = {
+        "flipped": (bytes(flipped), f"is damaged at byte {header:,}: no header of a member is there"),
+        "zeroed": (data[:header] + bytes(512) + data[header + 512 :], f"is damaged at byte {header:,}"),
+        "between": (data[:header], f"is cut short after {header:,} bytes; copy it again"),
+        "header": (data[: header + 100], "is damaged at byte"),
+        "inside": (data[: header + 600], "cannot be read as an uncompressed tar file"),
+        "end": (data[:after_last], "is cut short"),
+    }
+    for name, (content, said) in damaged.items():
+        (tmp_path / f"{name}.tar").write_bytes(content)
+        with pytest.raises(InputError, match=f"{name}.tar: {said}"):
+            index_images([tmp_path / f"{name}.tar"])
+    (tmp_path / "one_zero_block.tar").write_bytes(data[: after_last + 512])
+    assert len(index_images([tmp_path / "one_zero_block.tar"]).paths) == 6
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [
@@ -135,6 +160,50 @@ def test_copies_under_one_key_count_once(tmp_path):
     (tmp_path / "gqa" / "7.jpg").write_bytes(encoded(8, "JPEG"))
     with pytest.raises(InputError, match="image key 7 stands for two files"):
         index_images([tmp_path])
+
+
+def test_pictures_that_differ_in_the_middle_alone_are_no_copies(tmp_path):
+    for folder, colour in (("train", "red"), ("val", "blue")):
+        (tmp_path / folder).mkdir()
+        picture = Image.new("RGB", (128, 128), "white")
+        picture.paste(colour, (32, 32, 96, 96))
+        picture.save(tmp_path / folder / "7.bmp")
+    one, other = (ImageFile(tmp_path / folder / "7.bmp") for folder in ("train", "val"))
+    assert one.ends() == other.ends()
+    with pytest.raises(InputError, match="image key 7 stands for two files"):
+        index_images([tmp_path])
+
+
+def test_a_link_to_nothing_beside_a_picture_is_told(tmp_path):
+    (tmp_path / "1.png").write_bytes(encoded(1))
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "1.png").symlink_to(tmp_path / "gone.png")
+    with pytest.raises(InputError, match=r"image key 1 stands for two files: .*1\.png is a link to nothing; remove"):
+        index_images([tmp_path])
+
+
+def test_a_folder_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    (tmp_path / "1.png").write_bytes(encoded(1))
+    (tmp_path / "closed").mkdir()
+    listed = os.scandir
+
+    def refusing(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)  # the superuser is refused nothing
+    with pytest.raises(InputError, match=r"closed: cannot be read: Permission denied; make it readable \(chmod"):
+        index_images([tmp_path])
+
+
+def test_a_list_may_begin_with_a_mark_and_must_be_utf_8(tmp_path):
+    (tmp_path / "1.png").write_bytes(encoded(1))
+    (tmp_path / "list.tsv").write_text("\ufeffk1\t1.png\n", encoding="utf-8")
+    assert list(index_images([tmp_path / "list.tsv"]).paths) == ["k1"]
+    (tmp_path / "list.tsv").write_text("k1\t1.png\n", encoding="utf-16")
+    with pytest.raises(InputError, match=r"list\.tsv: is UTF-16; write it as UTF-8: iconv"):
+        index_images([tmp_path / "list.tsv"])
 
 
 # ---- the official downloads

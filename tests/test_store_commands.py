@@ -187,6 +187,19 @@ def test_both_old_layouts_become_a_store(config, tmp_path, capsys, layout, shape
     assert store.manifest.activation is None, "nobody can know"
 
 
+def test_what_the_configuration_says_of_imported_features_is_recorded(config, tmp_path, capsys):
+    source = per_image(tmp_path / "old", {str(n): np.zeros(8, "f2") for n in range(3)})
+    made = yaml.safe_load(config.read_text())
+    made["clip"] |= {"layer": "pooled", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
+    config.write_text(yaml.safe_dump(made))
+    assert manage.main(["import", str(source), str(tmp_path / "new.h5"), "--config", str(config)]) == 0
+    manifest, loaded = FeatureStore(tmp_path / "new.h5").manifest, manage.load_config(config)
+    assert (manifest.layer, manifest.mean, manifest.std) == ("pooled", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
+    assert (
+        check_manifest(manifest, loaded.clip, loaded.visual.model_copy(update={"feature_dim": 8, "pool": None})) == []
+    )
+
+
 @pytest.mark.parametrize("layout", [per_image, one_file])
 def test_what_cannot_be_imported_is_listed_and_the_rest_goes_on_later(config, tmp_path, capsys, monkeypatch, layout):
     monkeypatch.setattr("feature_extraction.imports.BATCH", 2)

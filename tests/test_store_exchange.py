@@ -1,4 +1,4 @@
-"""Do merge, export, stats and neighbours do what they say, and leave nothing half done?"""
+"""Do merge, export and stats do what they say, and leave nothing half done?"""
 
 import json
 import os
@@ -13,7 +13,6 @@ import h5py
 import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from feature_extraction import manage
 from feature_extraction.stats import look_at
@@ -24,7 +23,6 @@ from multitask_vl.data.store_format import create, read_layout
 from multitask_vl.data.store_writer import write_store
 from multitask_vl.errors import InputError
 from multitask_vl.parameter_table import put_between_markers
-from tests.pictures import picture
 from tests.stores import MANIFEST, SHAPE, content, made
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -271,34 +269,7 @@ def test_inspect_and_verify_speak_to_machines(parts, tmp_path, capsys):
     assert (verdict["undone"], verdict["damaged"]) == (["003"], ["001"])
 
 
-# ---- neighbours
-
-
-def test_neighbours_are_found_and_shown(tmp_path, capsys):
-    (tmp_path / "images").mkdir()
-    rng = np.random.default_rng(0)
-    features = {}
-    for number in range(8):
-        picture(number).save(tmp_path / "images" / f"{number}.png")
-        features[f"{number}"] = rng.standard_normal(SHAPE)
-    features["5"] = features["2"] + 0.01
-    write_store(tmp_path / "s.h5", MANIFEST, features)
-    write_store(
-        tmp_path / "control.h5", MANIFEST.model_copy(update={"weights_tag": "random:1"}), made(list("01234567"))
-    )
-    words = ["neighbours", tmp_path / "s.h5", "--images", tmp_path / "images", "--out", tmp_path / "sheet.webp"]
-    assert run(*words, "--control", tmp_path / "control.h5", "--keys", "2", "7", "--neighbours", 3) == 0
-    said = capsys.readouterr().out
-    assert "RN101, weights random:0, nearest of 8:\n  2: 5 1.000, " in said
-    assert "weights random:1" in said
-    with Image.open(tmp_path / "sheet.webp") as sheet:
-        assert sheet.width > 7 * 96
-        assert sheet.height > 2 * 96
-    assert run(*words, "--queries", 4) == 0
-    assert run(*words, "--keys", "99") == 2
-    write_store(tmp_path / "s2.h5", MANIFEST, made(["0", "x"]))
-    assert run("neighbours", tmp_path / "s2.h5", *words[2:]) == 2
-    assert "1 of 8 pictures have features" in capsys.readouterr().err
+# ---- readers and pages
 
 
 def test_a_reader_that_opened_before_a_merge_ended_sees_whole_rows_only(parts, tmp_path):

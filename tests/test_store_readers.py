@@ -99,6 +99,9 @@ def test_the_limit_of_a_job_counts(tmp_path, monkeypatch):
     (folder / "memory.current").write_text("2000\n")
     monkeypatch.setattr(ram_rows, "CGROUPS", tmp_path)
     assert ram_rows.available_memory() == 3000
+    # of files that were read, the store among them
+    (folder / "memory.stat").write_text("anon 500\nfile 1400\ninactive_file 900\nactive_file 400\n")
+    assert ram_rows.available_memory() == 4300
     (folder / "memory.max").write_text("max\n")
     assert ram_rows.available_memory() > 10**8
 
@@ -128,6 +131,16 @@ def test_a_copy_is_made_once_and_again_when_the_store_has_grown(path, tmp_path, 
     write_store(tmp_path / "store-00000-of-00002.h5", MANIFEST, {**made(["new"]), "000": FEATURES["000"]})
     assert "new" in open_store(features, tmp_path)
     assert [one.stat().st_ino == ino for one, ino in zip(copies, before, strict=True)] == [False, True]
+
+
+def test_what_a_killed_copy_left_does_not_count_as_used(path, tmp_path, monkeypatch):
+    one = tmp_path / "store-00000-of-00002.h5"
+    copy = local_copy(one, tmp_path / "near")
+    left = copy.with_name(f".{copy.name}.partial")
+    copy.rename(left)
+    usage, size = collections.namedtuple("usage", "free"), one.stat().st_size
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0 if left.exists() else size))
+    assert local_copy(one, tmp_path / "near") == copy
 
 
 def test_stores_of_one_name_do_not_meet_in_the_folder(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import secrets
@@ -94,9 +95,16 @@ def made_from(table: Dataset) -> dict[str, Any]:
     Remarks are what was read in another form than it stands in the files, or left out as the configuration says.
     """
     about = json.loads((Path(table.cache_files[0]["filename"]).parent / _ABOUT).read_text(encoding="utf-8"))
-    sums = zip(about["files"], about["sources"], strict=True)
-    names = {Path(name).name: sha256 for name, sha256 in sums}
-    return {"examples": len(table), "files": names, "remarks": about["remarks"]}
+    files = dict(zip(_told_apart(about["files"]), about["sources"], strict=True))
+    return {"examples": len(table), "files": files, "remarks": about["remarks"]}
+
+
+def _told_apart(paths: Sequence[str]) -> list[str]:
+    """The ends of paths, with as many folders as it takes to tell one from another."""
+    for count in itertools.count(1):
+        names = ["/".join(Path(path).parts[-count:]) for path in paths]
+        if len(set(names)) == len(set(paths)):
+            return names
 
 
 def _about(task: Task, split: str) -> dict[str, Any]:

@@ -64,7 +64,9 @@ def _is_copy(target: Path, source: Layout) -> bool:
 
 
 def _copy(source: Layout, target: Path, watch: Watch) -> None:
-    target.unlink(missing_ok=True)  # of no use any more; processes that read it keep what they opened
+    partial = target.with_name(f".{target.name}.partial")
+    for old in (target, partial):  # of no use any more; processes that read it keep what they opened
+        old.unlink(missing_ok=True)
     free = shutil.disk_usage(target.parent).free
     if free < source.size:
         raise InputError(
@@ -72,7 +74,6 @@ def _copy(source: Layout, target: Path, watch: Watch) -> None:
             f"{free / 1e9:,.2f} GB are free; name a folder on another disk (features.local_copy=DIR), or null to read "
             "the store where it is"
         )
-    partial = target.with_name(f".{target.name}.partial")
     try:
         with partial.open("wb") as file:
             for chunk in watch(_chunks(source), f"copying to {target.parent}"):

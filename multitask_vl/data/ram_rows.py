@@ -79,5 +79,11 @@ def available_memory() -> int:
     for one in (folder, *folder.parents):
         limit, used = one / "memory.max", one / "memory.current"
         if one.is_relative_to(CGROUPS) and limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-            free = min(free, int(limit.read_text()) - int(used.read_text()))
+            free = min(free, int(limit.read_text()) - int(used.read_text()) + _given_back(one / "memory.stat"))
     return max(free, 0)
+
+
+def _given_back(stat: Path) -> int:
+    """Bytes that count as used and that the kernel gives up for others: what it keeps of files that were read."""
+    fields = dict(line.split() for line in stat.read_text().splitlines()) if stat.is_file() else {}
+    return int(fields.get("active_file", 0)) + int(fields.get("inactive_file", 0))

@@ -119,7 +119,7 @@ def read_layout(path: Path) -> Layout:
         with h5py.File(path, "r", locking=False) as file:
             status = path.stat()
             return layout_of(path, file, status.st_size, (status.st_dev, status.st_ino))
-    except OSError as error:
+    except (OSError, RuntimeError, LookupError) as error:  # h5py's, depending on which part is damaged
         raise InputError(damaged(path, str(error))) from error
 
 

@@ -43,6 +43,8 @@ def picture(path: Path, limits: Limits) -> Image.Image:
         Refused: it is too large, or it is no picture.
     """
     what = f"{path.name}: not taken: "
+    if not path.is_file():
+        raise Refused(f"{what}it is not there any more; upload it again")
     if path.stat().st_size > limits.megabytes * 1e6:
         raise Refused(f"{what}it has {path.stat().st_size / 1e6:.1f} megabytes; at most {limits.megabytes:g}")
     if known := what_it_is(path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +87,17 @@ def problems_of(request: Request, tasks: Mapping[str, Task], pictures: int | Non
         found.append(f"{request.where}: {request.task} needs a text, the question or statement: --text '...'")
     if not task.reads_text and request.text.strip():
         found.append(f"{request.where}: {request.task} reads no text, but got {request.text[:60]!r}; leave it out")
-    return [*found, *_absent(request.images, request.where)]
+    return [*found, *_absent(request.images, request.where), *_unnamed(request.images, request.where)]
 
 
 def _absent(paths: Sequence[Path], where: str) -> list[str]:
     return [f"{where}: there is no file {path}" for path in paths if not path.is_file()]
+
+
+def _unnamed(paths: Sequence[Path], where: str) -> list[str]:
+    names = [os.fsencode(path) for path in paths]
+    return [
+        f"{where}: the name {name!r} is not UTF-8; rename the file or its folder"
+        for name in names
+        if name.decode("utf-8", "replace").encode() != name
+    ]

@@ -36,7 +36,7 @@ class CaptionScores:
     Attributes:
         corpus: metric -> value of the set, or None where it could not be computed.
         per_image: image -> metric -> value. The mean of per-image BLEU is not the corpus BLEU.
-        notes: metric -> why it is None.
+        notes: metric -> why it is None, or what its value says little of.
     """
 
     corpus: dict[str, float | None]
@@ -107,6 +107,8 @@ def caption_scores(
             corpus[name] = 100 * float(value)
             for i, one in zip(ids, values, strict=True):
                 per_image[i][name] = 100 * float(one)
+    if len(ids) == 1 and corpus.get("CIDEr") is not None:
+        notes["CIDEr"] = "always 0 for a single image: each of its words is in every image of the set"
     return CaptionScores(corpus, per_image, notes)
 
 

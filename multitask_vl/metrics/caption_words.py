@@ -75,7 +75,7 @@ def _ptb(lines: Sequence[str]) -> list[list[str]]:
     )
     if shutil.which("java") is None:
         raise InputError(f"the caption tokenizer 'ptb' needs Java, and there is no 'java' on PATH. {mend}")
-    done = subprocess.run(command, input="\n".join(lines).encode(), capture_output=True, check=False)
+    done = subprocess.run(command, input="\n".join(lines).encode(errors="replace"), capture_output=True, check=False)
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip().splitlines()[:1]
         raise InputError(f"the caption tokenizer 'ptb' failed: java ended with {done.returncode} {said}. {mend}")

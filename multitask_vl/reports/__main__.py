@@ -46,7 +46,7 @@ def _tables(options: argparse.Namespace) -> str:
     """The tables that were asked for."""
     run, control = read_run(options.run), read_run(options.control) if options.control else None
     if control:
-        check_control(run, control)
+        check_control(run, control, options.split)
     found, names = tables_of_run(run, control, options.split), options.table or TABLES
     some = [table for name in names for table in found[name]]
     if not some:

@@ -41,8 +41,11 @@ def flat(config: dict[str, Any], above: str = "") -> dict[str, Any]:
     return values
 
 
-def check_control(run: Run, control: Run) -> list[str]:
+def check_control(run: Run, control: Run, split: str | None = None) -> list[str]:
     """What a reader must know about the comparison, as sentences for notes; empty where the two runs are twins.
+
+    Args:
+        split: shown beside those of the run's report.
 
     Raises:
         InputError: the other run saw its own pictures, or was scored on other tasks, splits or examples.
@@ -53,17 +56,19 @@ def check_control(run: Run, control: Run) -> list[str]:
             f"right pictures. Run: {control_command(run)}"
         )
     problems = []
-    if set(run.splits) - set(control.splits):
-        problems.append(f"it has no scores for split {_names(set(run.splits) - set(control.splits))}")
-    for split in (split for split in run.splits if split in control.splits):
-        ours, theirs = run.scores.splits[split].tasks, control.scores.splits[split].tasks
+    shown = {*run.splits, *([split] if split in run.scores.splits else [])}
+    scored = control.scores.splits
+    if shown - scored.keys():
+        problems.append(f"it has no scores for split {_names(shown - scored.keys())}")
+    for name in sorted(shown & scored.keys()):
+        ours, theirs = run.scores.splits[name].tasks, scored[name].tasks
         if ours.keys() != theirs.keys():
-            problems.append(f"on split {split} it was scored on {_names(theirs)}, this run on {_names(ours)}")
+            problems.append(f"on split {name} it was scored on {_names(theirs)}, this run on {_names(ours)}")
         for task in (task for task in ours if task in theirs):
             for what in ("headline", "version", "count"):
                 mine, other = getattr(ours[task], what), getattr(theirs[task], what)
                 if mine != other:
-                    problems.append(f"{task} on split {split}: its {what} is {other}, this run's is {mine}")
+                    problems.append(f"{task} on split {name}: its {what} is {other}, this run's is {mine}")
     if problems:
         raise InputError(f"{control.folder} cannot be the control of {run.folder}: {problem}" for problem in problems)
     return _differences(run, control)

@@ -67,12 +67,13 @@ def dress(axes: Axes, along: str) -> None:
 
 def inline(svg: str, name: str, description: str) -> Markup:
     """matplotlib's SVG as an element of a page: no prologue, ids that are the page's only ones, the theme's colours."""
+    id_ = re.sub(r"[^\w-]", "-", name)
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{id_}-", svg)
     for mark, paint in _PAINT.items():
         svg = svg.replace(mark, paint)
     box = re.search(r'viewBox="([^"]*)"', svg).group(1)
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" role="img" aria-labelledby="{name}-title">'
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{box}" role="img" aria-labelledby="{id_}-title">'
     # Everything else in it was drawn by matplotlib from numbers; the one text that comes from files is escaped here.
-    return Markup(f'{head}<title id="{name}-title">{escape(description)}</title>{svg[svg.index(">") + 1 :]}')
+    return Markup(f'{head}<title id="{id_}-title">{escape(description)}</title>{svg[svg.index(">") + 1 :]}')

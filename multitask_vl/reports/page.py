@@ -62,7 +62,7 @@ def report(
     images: Sequence[Path] = (),
 ) -> str:
     """The page as text; see `write_report`."""
-    notes = check_control(run, control) if control else []
+    notes = check_control(run, control, split) if control else []
     shown = tables.pick_split(run, split)
     folders = [*images, *picture_folders(run)]
     predictions, problems = _predictions(run, shown, strict=items > 0)

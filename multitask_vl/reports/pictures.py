@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from multitask_vl.reports.run import Run
+from multitask_vl.upright import upright
 
 ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
 LONGEST_SIDE = 320
@@ -97,7 +98,7 @@ def jpeg(image: Image.Image, **options: int) -> str:
 
 def upright_rgb(opened: Image.Image) -> Image.Image:
     """The picture as extraction shows it to the trunk: upright, transparency on white, 16 bit scaled to 8."""
-    image = ImageOps.exif_transpose(opened)
+    image, _ = upright(opened)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:

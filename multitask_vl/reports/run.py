@@ -263,7 +263,8 @@ class _BadLine(Exception):
 
 def _lines(text: str, parse: Callable[[str], T]) -> list[T]:
     values = []
-    for number, line in enumerate(text.splitlines(), start=1):
+    # not splitlines(), for which a text holds ends of lines that JSON leaves as they are
+    for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             try:
                 values.append(parse(line))

@@ -27,7 +27,7 @@ def score_table(run: Run | Path | str, control: Run | Path | str | None = None, 
     """
     run = run if isinstance(run, Run) else read_run(run)
     control = read_run(control) if isinstance(control, (Path, str)) else control
-    notes = check_control(run, control) if control else []
+    notes = check_control(run, control, split) if control else []
     table = scores_of(run, pick_split(run, split), control)
     return "\n".join([render(table, "text"), *(f"note: {note}" for note in notes)])
 

@@ -227,7 +227,8 @@ def _images(path: Path, config: CaptionSplit, split: str, problems: Problems) ->
             if (caption := _caption(item, where, problems)) is not None:
                 captions.append((caption, where))
         elif "sentences" in item:
-            subset = problems.field(item, "split", str, where)
+            if (subset := problems.field(item, "split", str, where)) is None:
+                continue
             subsets[subset] = subsets.get(subset, 0) + 1
             if subset in wanted and (image := _karpathy(item, where, problems)) is not None:
                 yield image

@@ -178,7 +178,7 @@ def _scored(item: dict) -> GQAQuestion:
     return GQAQuestion(
         answer=item.get("answer", ""),
         types=kinds,
-        entailed=entailed if isinstance(entailed, list) else [],
+        entailed=[one for one in entailed if isinstance(one, str)] if isinstance(entailed, list) else [],
         balanced=item.get("isBalanced") is not False,
     )
 

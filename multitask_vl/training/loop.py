@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import time
 from contextlib import ExitStack
@@ -12,24 +11,23 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch.utils.data import DataLoader, Dataset
 
 from multitask_vl.config import Loaded
 from multitask_vl.config.schema import Config, TrainingConfig
-from multitask_vl.data.batch import Batch
 from multitask_vl.data.manifest import other_trunk, trunk_of
-from multitask_vl.data.schedule import Draw, Schedule
+from multitask_vl.data.schedule import Schedule
 from multitask_vl.errors import InputError
 from multitask_vl.evaluation.evaluate import evaluate
 from multitask_vl.methods.io import add_scores, save_adapter
 from multitask_vl.models.sharded import Sharded
 from multitask_vl.tasks.files import write_json
 from multitask_vl.training import checkpoint, memory, sharding
+from multitask_vl.training.batches import loader
 from multitask_vl.training.best import splits_left
 from multitask_vl.training.clock import BETWEEN, StepClock, memory_mib
-from multitask_vl.training.interrupt import Interrupted, Interruption, shielded
+from multitask_vl.training.interrupt import Interrupted, Interruption
 from multitask_vl.training.keeper import Keeper
-from multitask_vl.training.needs import TRAIN, splits_of
+from multitask_vl.training.needs import splits_of
 from multitask_vl.training.nonfinite import Skips, guilty_ids, is_finite, told
 from multitask_vl.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
 from multitask_vl.training.record import Mixture, Record, features_of
@@ -110,7 +108,7 @@ def _train(loaded: Loaded, accelerator: Accelerator, interruption: Interruption,
         progress.say(remark)
 
     evaluate_every = _steps_between_evaluations(config, schedule)
-    batches = _loader(run, schedule, done, total, accelerator)
+    batches = loader(run, schedule, done, total, accelerator)
     interruption.waits = True
     wrapped.train()
     in_shards = isinstance(wrapped, Sharded)
@@ -217,44 +215,6 @@ def _train(loaded: Loaded, accelerator: Accelerator, interruption: Interruption,
     record.update(total, mixture, ended=True)
     accelerator.end_training()
     return results
-
-
-class _Steps(Dataset):
-    """Step number -> this process's share of its batch. Workers read ahead; the order is the schedule's."""
-
-    def __init__(self, run: Run, schedule: Schedule, accelerator: Accelerator):
-        self.run_collators = {task: run.collators[task, TRAIN] for task in run.tasks}
-        self.schedule, self.seed = schedule, run.config.seed
-        self.rank, self.world = accelerator.process_index, accelerator.num_processes
-
-    def __getitem__(self, step: int) -> tuple[Draw, Batch | InputError]:
-        draw = self.schedule.draw(step)
-        # a global batch smaller than the number of processes: the rest repeat its first row with no weight
-        rows = draw.rows[self.rank :: self.world] if self.rank < len(draw.rows) else draw.rows[:1]
-        collator = self.run_collators[draw.task]
-        try:
-            return draw, collator.training(rows, self.seed, step, offset=self.rank, stride=self.world)
-        except InputError as error:  # raised in a worker it would come out wrapped in the worker's traceback
-            return draw, error
-
-
-def keep_shared(worker: int) -> None:
-    """Keep a worker's garbage collection off what it was forked with: looking at an object copies its page."""
-    gc.freeze()
-    shielded()
-
-
-def _loader(run: Run, schedule: Schedule, done: int, total: int, accelerator: Accelerator) -> DataLoader:
-    workers = run.config.training.workers
-    return DataLoader(
-        _Steps(run, schedule, accelerator),
-        sampler=range(done, total),
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=4 if workers else None,
-        worker_init_fn=keep_shared,
-        pin_memory=accelerator.device.type == "cuda",
-    )
 
 
 def _seed(seed: int, step: int, rank: int) -> int:

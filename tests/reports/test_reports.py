@@ -13,6 +13,7 @@ import yaml
 from multitask_vl.errors import InputError
 from multitask_vl.reports import tables
 from multitask_vl.reports.control import check_control
+from multitask_vl.reports.figures import inline
 from multitask_vl.reports.formats import Column, Range, Spread, Table, cell, render
 from multitask_vl.reports.gallery import gallery
 from multitask_vl.reports.page import report
@@ -115,6 +116,32 @@ def test_a_control_must_be_one(place):
     with pytest.raises(InputError, match=r"is not a blind control.*features.control=shuffled run_dir="):
         check_control(full, read_run(place / "runs" / "seed43"))
     assert check_control(full, blind) == []
+
+
+def test_a_control_must_have_the_split_that_is_asked_for(place, copy):
+    full, folder = copy("full"), copy("blind", "blind")
+    edit_json(full / "scores.json", lambda scores: scores["splits"].update(extra=scores["splits"]["report"]))
+    run, control = read_run(full), read_run(folder)
+    assert check_control(run, control) == []
+    with pytest.raises(InputError, match="it has no scores for split extra"):
+        check_control(run, control, "extra")
+
+
+def test_ends_of_lines_within_a_text_end_no_line(copy):
+    folder = copy("full")
+    path = folder / "predictions" / "vqa" / "report.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[0]["prediction"] = "a\u2028b\x85c"
+    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    assert read_run(folder).predictions("vqa", "report")[0].prediction == "a\u2028b\x85c"
+
+
+def test_a_name_in_a_chart_is_no_markup():
+    drawn = '<svg viewBox="0 0 1 1"><g id="a"/><use href="#a"/></svg>'
+    found = inline(drawn, 'scores-re"><h1>\\d', "Scores")
+    assert "<h1>" not in found
+    assert 'id="scores-re---h1--d-a"' in found
+    assert 'href="#scores-re---h1--d-a"' in found
 
 
 def test_a_control_must_have_done_the_same(place, copy):
