@@ -142,7 +142,7 @@ def vouched(source: Source, clip: ClipConfig) -> Manifest:
     """The manifest of features that others made: shape from the first that can be read, the rest as configured.
 
     Raises:
-        InputError: none can be read, or the cells do not form a square grid.
+        InputError: none can be read, the cells do not form a square grid, or not the configured one.
     """
     shape = next((found.shape for _, found, _ in source.read(source.keys) if not isinstance(found, str)), None)
     if shape is None:
@@ -152,6 +152,12 @@ def vouched(source: Source, clip: ClipConfig) -> Manifest:
     if grid is None:
         raise InputError(
             f"{source.path}: features of shape {shape} (first image: {source.keys[0]}) are no square grid of cells"
+        )
+    wanted = (1, 1) if clip.layer == "pooled" else clip.pool
+    if wanted is not None and grid != wanted:
+        raise InputError(
+            f"{source.path}: features of shape {shape} (first image: {source.keys[0]}) are {grid[0]}x{grid[1]} cells; "
+            f"clip.layer={clip.layer} and clip.pool={clip.pool} make {wanted[0]}x{wanted[1]}; correct these two"
         )
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD  # takes seconds; looking at stores does without
 

@@ -18,10 +18,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from PIL import Image
-
 from feature_extraction import told
 from feature_extraction.export import DTYPES, export
+from feature_extraction.image_index import ENDINGS, index_images
 from feature_extraction.imports import Source, import_features, vouched
 from feature_extraction.inspection import describe, verify
 from feature_extraction.merge import merge
@@ -154,13 +153,12 @@ def _positive(text: str) -> int:
 
 
 def _picture(text: str) -> Path:
-    if Path(text).suffix.lower() not in Image.registered_extensions():
+    if Path(text).suffix.lower() not in ENDINGS:  # Pillow knows .h5 too, and would empty a store named by mistake
         raise argparse.ArgumentTypeError(f"{text!r} has no ending of a picture, such as .jpg or .png")
     return Path(text)
 
 
 def _neighbours(arguments: argparse.Namespace) -> int:
-    from feature_extraction.image_index import index_images
     from feature_extraction.neighbours import contact_sheet, in_both, nearest, spread_out
     from multitask_vl.data.feature_store import FeatureStore
 
@@ -181,11 +179,13 @@ def _neighbours(arguments: argparse.Namespace) -> int:
         for one in stores
     ]
     arguments.out.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(paths, queries, columns).save(arguments.out, quality=80)
+    sheet, unreadable = contact_sheet(paths, queries, columns)
+    sheet.save(arguments.out, quality=80)
     for title, found in columns:
         print(f"{title}, nearest of {len(among):,}:")
         for key, neighbours in zip(queries, found, strict=True):
             print(f"  {key}: {', '.join(f'{name} {cosine:.3f}' for name, cosine in neighbours)}")
+    told.listed("pictures could not be read and are grey", [f"{key}: {why}" for key, why in unreadable.items()])
     return 0
 
 

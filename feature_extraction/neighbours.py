@@ -48,15 +48,19 @@ def contact_sheet(
     queries: Sequence[str],
     columns: Sequence[tuple[str, list[list[tuple[str, float]]]]],
     side: int = 96,
-) -> Image.Image:
+) -> tuple[Image.Image, dict[str, str]]:
     """One line for each query: the picture, then its neighbours by each store, with their cosines.
 
     Args:
         paths: key -> where its picture lies.
         queries: keys, one for each line.
         columns: title and `nearest` of each store.
-        side: of a picture, in pixels; pictures are cut to squares. Grey stands for one that cannot be read.
+        side: of a picture, in pixels; pictures are cut to squares.
+
+    Returns:
+        the sheet, and key -> reason of the pictures that cannot be read, for which grey stands.
     """
+    unreadable: dict[str, str] = {}
     counts = [len(found[0]) for _, found in columns]
     width = side + sum(3 * GAP + count * (side + GAP) for count in counts) + 2 * GAP
     height = TITLE + len(queries) * (side + CAPTION + GAP)
@@ -65,7 +69,7 @@ def contact_sheet(
     draw.text((GAP, 4), "picture", "black", font)
     for line, key in enumerate(queries):
         top = TITLE + line * (side + CAPTION + GAP)
-        sheet.paste(_square(paths[key], side), (GAP, top))
+        sheet.paste(_square(key, paths, side, unreadable), (GAP, top))
     left = side + GAP
     for (title, found), count in zip(columns, counts, strict=True):
         left += 3 * GAP
@@ -74,10 +78,10 @@ def contact_sheet(
             top = TITLE + line * (side + CAPTION + GAP)
             for place, (key, cosine) in enumerate(neighbours):
                 x = left + place * (side + GAP)
-                sheet.paste(_square(paths[key], side), (x, top))
+                sheet.paste(_square(key, paths, side, unreadable), (x, top))
                 draw.text((x, top + side), f"{cosine:.2f}", "black", font)
         left += count * (side + GAP)
-    return sheet
+    return sheet, unreadable
 
 
 def spread_out(keys: Sequence[str], count: int, seed: int) -> list[str]:
@@ -101,9 +105,10 @@ def in_both(stores: Sequence[FeatureStore], paths: dict[str, ImageFile]) -> list
     return keys
 
 
-def _square(file: ImageFile, side: int) -> Image.Image:
+def _square(key: str, paths: dict[str, ImageFile], side: int, unreadable: dict[str, str]) -> Image.Image:
     try:
-        picture, _ = read_upright(file)
-    except Unreadable:
+        picture, _ = read_upright(paths[key])
+    except Unreadable as error:
+        unreadable[key] = str(error)
         return Image.new("RGB", (side, side), "grey")
     return ImageOps.fit(picture, (side, side), Image.Resampling.LANCZOS)

@@ -161,20 +161,23 @@ def _shards(source: Path) -> list[Path]:
 
 
 def _members(shard: Path) -> Iterator[ImageFile]:
+    count = 0
     try:
         with tarfile.open(shard, "r:") as archive:
             for member in archive:
                 if member.isfile() and not Path(member.name).name.startswith("."):
+                    count += 1
                     yield ImageFile(shard, member.name, member.offset_data, member.size)
                 archive.members.clear()  # tarfile would keep every header
-            _check_end(shard, archive.offset)
+            _check_end(shard, archive.offset, count)
     except (tarfile.TarError, EOFError) as error:
         raise InputError(
-            f"features.images: {shard}: cannot be read as an uncompressed tar file ({error}); copy it again"
+            f"features.images: {shard}: cannot be read as an uncompressed tar file ({error}, after {count:,} "
+            "files); copy it again"
         ) from error
 
 
-def _check_end(shard: Path, offset: int) -> None:
+def _check_end(shard: Path, offset: int, files: int) -> None:
     """Where tarfile finds no further header it takes the archive for ended, whatever stands there.
 
     Raises:
@@ -187,11 +190,13 @@ def _check_end(shard: Path, offset: int) -> None:
             count += len(chunk)
             if chunk.count(0) < len(chunk):
                 raise InputError(
-                    f"features.images: {shard}: is damaged at byte {offset:,}: no header of a member is there, and "
-                    f"more follows; copy it again"
+                    f"features.images: {shard}: is damaged at byte {offset:,}, after {files:,} files: no header of a "
+                    "further one is there, and more follows; copy it again"
                 )
     if count < tarfile.BLOCKSIZE:
-        raise InputError(f"features.images: {shard}: is cut short after {shard.stat().st_size:,} bytes; copy it again")
+        raise InputError(
+            f"features.images: {shard}: is cut short at byte {offset + count:,}, after {files:,} files; copy it again"
+        )
 
 
 @lru_cache(maxsize=OPEN_SHARDS)

@@ -32,7 +32,7 @@ def read_weights(path: Path, tower: str = "") -> dict[str, torch.Tensor]:
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on files that hold something else torch's reader raises nearly every type there is
-        first = str(error).splitlines()[0] if str(error) else type(error).__name__
+        first = f"{type(error).__name__}: {error}".splitlines()[0]
         raise InputError(f"{path}: cannot be read as weights ({first})") from error
     if isinstance(tensors, dict):
         tensors = tensors.get("state_dict", tensors)

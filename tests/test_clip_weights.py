@@ -129,7 +129,7 @@ def _list(path):
 
 def _read_as_a_pickle(path):
     (path / "w.pt").write_text("hello world")
-    return "cannot be read as weights"
+    return r"cannot be read as weights \(KeyError: 101\)"
 
 
 def _numbered(path):

@@ -33,14 +33,17 @@ def test_neighbours_are_found_and_shown(tmp_path, capsys):
     assert run(*words, "--queries", 4) == 0
     (tmp_path / "images" / "4.png").write_text("no picture")
     assert run(*words, "--keys", "4") == 0
+    assert "1 pictures could not be read and are grey:\n  4: UnidentifiedImageError" in capsys.readouterr().out
+    store = (tmp_path / "s.h5").read_bytes()
     small, unnamed = "is no number from 1 on", "has no ending of a picture"
     for option, value, said in (
         ("--queries", 0, small), ("--queries", -1, small), ("--neighbours", 0, small),
-        ("--out", tmp_path / "sheet", unnamed),
+        ("--out", tmp_path / "sheet", unnamed), ("--out", tmp_path / "s.h5", unnamed), ("--out", "sheet.psd", unnamed),
     ):  # fmt: skip
         with pytest.raises(SystemExit):
             run(*words, f"{option}={value}")
         assert said in capsys.readouterr().err
+    assert (tmp_path / "s.h5").read_bytes() == store
     assert run(*words, "--keys", "99") == 2
     write_store(tmp_path / "s2.h5", MANIFEST, made(["0", "x"]))
     assert run("neighbours", tmp_path / "s2.h5", *words[2:]) == 2

@@ -89,12 +89,12 @@ def test_a_shard_that_is_damaged_or_cut_between_its_images_is_told(tmp_path):
     flipped[header + 5] ^= 1
     after_last = index.paths["5"].offset + -(-index.paths["5"].size // 512) * 512
     damaged = {
-        "flipped": (bytes(flipped), f"is damaged at byte {header:,}: no header of a member is there"),
-        "zeroed": (data[:header] + bytes(512) + data[header + 512 :], f"is damaged at byte {header:,}"),
-        "between": (data[:header], f"is cut short after {header:,} bytes; copy it again"),
+        "flipped": (bytes(flipped), f"is damaged at byte {header:,}, after 3 files: no header of a"),
+        "zeroed": (data[:header] + bytes(512) + data[header + 512 :], f"is damaged at byte {header:,}, after 3 files"),
+        "between": (data[:header], f"is cut short at byte {header:,}, after 3 files; copy it again"),
         "header": (data[: header + 100], "is damaged at byte"),
-        "inside": (data[: header + 600], "cannot be read as an uncompressed tar file"),
-        "end": (data[:after_last], "is cut short"),
+        "inside": (data[: header + 600], r"cannot be read as an uncompressed tar file \(.*, after \d files\); copy"),
+        "end": (data[:after_last], f"is cut short at byte {after_last:,}, after 6 files"),
     }
     for name, (content, said) in damaged.items():
         (tmp_path / f"{name}.tar").write_bytes(content)

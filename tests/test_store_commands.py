@@ -200,6 +200,18 @@ def test_what_the_configuration_says_of_imported_features_is_recorded(config, tm
     )
 
 
+@pytest.mark.parametrize(("layer", "pool", "made"), [("pooled", None, "1x1"), ("grid", [1, 2], "1x2")])
+def test_features_that_are_not_the_configured_cells_are_refused(config, tmp_path, capsys, layer, pool, made):
+    source = per_image(tmp_path / "old", {"1": np.zeros((4, 8), "f2")})
+    stated = yaml.safe_load(config.read_text())
+    stated["clip"] |= {"layer": layer, "pool": pool}
+    config.write_text(yaml.safe_dump(stated))
+    assert manage.main(["import", str(source), str(tmp_path / "new.h5"), "--config", str(config)]) == 2
+    assert f"are 2x2 cells; clip.layer={layer}" in (said := capsys.readouterr().err)
+    assert f"make {made}; correct these two" in said
+    assert not (tmp_path / "new.h5").exists()
+
+
 @pytest.mark.parametrize("layout", [per_image, one_file])
 def test_what_cannot_be_imported_is_listed_and_the_rest_goes_on_later(config, tmp_path, capsys, monkeypatch, layout):
     monkeypatch.setattr("feature_extraction.imports.BATCH", 2)
