@@ -107,8 +107,7 @@ class Spy:
         context, through = self.model.context, self.model.context.through
 
         def noting(stack, x, down):
-            stacks = ("decoder",) if context.config.source == "encoder_pooled" else ("encoder", "decoder")
-            if context._route() is not None and stack in stacks:
+            if context._route() is not None and context.reaches(stack):
                 self.seen.append((stack, x.detach(), context.x_r(stack)[0].detach()))
             return through(stack, x, down)
 
@@ -338,3 +337,12 @@ class TestControls:
         assert {stack for stack, _, _ in spy.seen} == stacks
         assert all(torch.equal(x_r, expected) for _, _, x_r in spy.seen)
         assert spy.model.encode(batch).states.shape[1] == 7 + 36 + 1
+
+    @pytest.mark.parametrize("control", ["noise", "ones"])
+    def test_a_control_routes_no_stack_that_x_r_does_not(self, control):
+        """x_R of the encoder's output routes the decoder alone, and so does what stands in for it."""
+        both = ({"function": "mul"}, {"function": "mul", "control": control})
+        routed, replaced = (shaken(tiny_model("adapter", routing)).encode(tiny_batch()).states for routing in both)
+        assert torch.equal(replaced[:, : routed.shape[1]], routed)
+        maps = [dict(tiny_model("lora", routing, mapping="split").named_parameters()).keys() for routing in both]
+        assert maps[0] == maps[1]

@@ -105,7 +105,7 @@ class Context:
         """
         call = self._running()
         call.early_rows = 0
-        if not self._early():
+        if not self.wanted or not (self._enters() or self.config.control != "none"):
             return None
         if self.config.control != "none":
             rows = projected.shape[1] if self.config.pool == "none" else 1
@@ -113,7 +113,8 @@ class Context:
         else:
             x_r = projected if self.config.pool == "none" else projected.mean(1, keepdim=True)
         call.early_rows = x_r.shape[1]
-        self.put("encoder", x_r)
+        if self.reaches("encoder"):
+            self.put("encoder", x_r)
         return x_r
 
     def positions(self, kinds: torch.Tensor) -> None:
@@ -195,13 +196,15 @@ class Context:
         return route(down(x), x_v)
 
     def reaches(self, stack: str) -> bool:
-        """Whether x_R is there for the bottlenecks of ``stack``: in the encoder only if it is known before it runs."""
-        return stack == "decoder" or self._early()
+        """Whether x_R goes into the bottlenecks of ``stack``: into the encoder's only if it is what enters the encoder.
+
+        A control replaces x_R where it goes, and nowhere else.
+        """
+        return stack == "decoder" or (self._enters() and self.wanted)
 
     def routes(self, stack: str, tasks: Sequence[str]) -> bool:
         """Whether x_R is routed into bottlenecks of ``stack`` for any of ``tasks``; may be asked before any call."""
-        known = stack == "decoder" or self._known_early()
-        return known and any(self._routes[task] is not None for task in tasks)
+        return (stack == "decoder" or self._enters()) and any(self._routes[task] is not None for task in tasks)
 
     def x_r(self, stack: str) -> tuple[torch.Tensor, torch.Tensor | None]:
         """x_R [B, S, d] and which of its rows are valid [B, S] (None: all)."""
@@ -238,11 +241,8 @@ class Context:
     def _route(self) -> Route | None:
         return self._routes[self.task]
 
-    def _known_early(self) -> bool:
-        return self.config.source == "visual_pooled" or self.config.control != "none"
-
-    def _early(self) -> bool:
-        return self._known_early() and self.wanted
+    def _enters(self) -> bool:
+        return self.config.source == "visual_pooled"
 
 
 class _AsItWas(AbstractContextManager):
