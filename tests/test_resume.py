@@ -81,7 +81,8 @@ def test_a_moved_file_is_no_other_file(data):
 
 
 def test_a_run_from_another_ones_checkpoint_has_it_from_the_start(data):
-    found = data / "begun/checkpoints/step-00000004"
+    found = data / "begun/checkpoints/best-of-mine"  # as the links to the best ones, it does not say its step
+    found.symlink_to("step-00000004")
     assert start(data, "branch", "training.steps=6", "training.checkpoint_every=100", f"training.resume={found}") == 0
     assert checkpoints(data / "branch") == ["step-00000004", "step-00000006"]
     assert checkpoints(data / "begun") == ["step-00000004", "step-00000006"]

@@ -72,15 +72,16 @@ def save(
     return target
 
 
-def adopt(checkpoint: Path, folder: Path) -> None:
-    """Copy a whole checkpoint of another run into ``folder``, where it appears by a rename."""
-    writing = folder / f"{WRITING}{step_of(checkpoint):08d}"
+def adopt(checkpoint: Path, folder: Path, step: int) -> None:
+    """Copy a whole checkpoint of another run, after ``step`` steps and of any name, into ``folder`` by a rename."""
+    target, writing = folder / f"{PREFIX}{step:08d}", folder / f"{WRITING}{step:08d}"
     remove(writing)
     shutil.copytree(checkpoint, writing)
     for path in sorted(writing.rglob("*")):
         sync(path)
     sync(writing)
-    writing.rename(folder / f"{PREFIX}{step_of(checkpoint):08d}")
+    remove(target)
+    writing.rename(target)
     sync(folder)
 
 

@@ -56,7 +56,7 @@ def claim_run_folder(
         (folder / "scores.json").unlink(missing_ok=True)
         gone = checkpoint.drop_later(checkpoints, step)
         if start_from is not None and start_from.resolve().parent != checkpoints.resolve():
-            checkpoint.adopt(start_from, checkpoints)
+            checkpoint.adopt(start_from, checkpoints, step)
         if gone:
             say(f"going on after step {step}; removed, since their steps are taken again: {', '.join(gone)}")
         for path in unfinished(folder):
