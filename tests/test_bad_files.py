@@ -190,6 +190,7 @@ def captions(images, annotations, **options):
         (single("gqa", "questions", {"1": GQA, "2": without(GQA, "answer")}), "some have none: 1 of 2"),
         (single("gqa", "questions", '{"1": %s, "1": %s}' % ((json.dumps(GQA),) * 2)), "same id: 1"),
         (single("gqa", "questions", {"1": {**GQA, "question": "\ud800"}}), "text that is no Unicode"),
+        (single("gqa", "questions", {"1": {**GQA, "entailed": ["2", ["3"]]}}), "'entailed' must list .*:1 has"),
         (single("gqa", "questions", {"1": GQA}, expected_count=7), "than expected_count: 1 found, 7 expected"),
         (single("nlvr2", "items", jsonl(without(PAIR, "sentence"))), "field 'sentence' .text. is missing"),
         (single("nlvr2", "items", jsonl({**PAIR, "label": "maybe"})), "'label' must be True or False"),
@@ -214,6 +215,7 @@ def captions(images, annotations, **options):
         (captions([without(KARPATHY, "filename")], []), "field 'filename' .text. is missing"),
         (captions([{**KARPATHY, "sentences": [{"raw": " "}]}], []), "must have the text 'raw', not blank"),
         (captions([KARPATHY, KARPATHY], []), "an image is listed twice"),
+        (captions([{**KARPATHY, "split": "t"}, {**KARPATHY, "split": 3}], []), "field 'split' must be text: .* has 3"),
         (single("coco_caption", "captions", {"a": 1}), "a layout is expected .* holds .'a'"),
     ],
 )

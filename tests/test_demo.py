@@ -136,6 +136,9 @@ def test_what_is_wrong_with_a_question_is_said(folder, answers):
     long = answers("vqa", [left], "what color is the thing ? " * 8)
     assert "vqa reads 20" in long
     assert "shorten it" in long
+    gone = str(folder / "gone.png")
+    assert "gone.png: not taken: it is not there any more; upload it again" in answers("vqa", [gone], "what ?")
+    assert "upload it again" in answers.preview(gone)
     assert answers.preview(None) == ""
     assert "data:image/jpeg" in answers.preview(left)
 

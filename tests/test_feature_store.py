@@ -224,6 +224,31 @@ def _newer_fields(path):
         file.attrs["manifest"] = MANIFEST.model_dump_json()[:-1] + ',"frames":8}'
 
 
+def _without_tree(path):
+    path.write_bytes(path.read_bytes().replace(b"TREE", b"LEAF", 1))
+
+
+def _without_header(path):
+    with h5py.File(path) as file:
+        at = h5py.h5o.get_info(file["keys"].id).addr
+    with path.open("rb+") as file:
+        file.seek(at)
+        file.write(bytes(16))
+
+
+def _without_encoding(path):
+    at = path.read_bytes().index(b"manifest") + 18  # where the attribute says which characters its text has
+    with path.open("rb+") as file:
+        file.seek(at)
+        file.write(b"\xff")
+
+
+def _group(path):
+    with h5py.File(path, "r+") as file:
+        del file["features"]
+        file.create_group("features")
+
+
 def _no_manifest_json(path):
     with h5py.File(path, "r+") as file:
         file.attrs["manifest"] = "{"
@@ -239,6 +264,10 @@ def _no_manifest_json(path):
         (_without_done, "no dataset done"),
         (_chunked, "features is .* not contiguous"),
         (_float32, "features is .* float32 contiguous"),
+        (_group, "no dataset features"),
+        (_without_tree, "truncated or damaged.*B-tree"),
+        (_without_header, "truncated or damaged.*object header"),
+        (_without_encoding, "truncated or damaged.*string encoding"),
         (_newer, "format 2, this version of the project reads up to 1"),
         (_newer_fields, "manifest not understood.*newer version"),
         (_no_manifest_json, "manifest not understood.*extract the features again"),

@@ -142,6 +142,8 @@ def test_what_does_not_fit_the_task_is_told_at_once(folder, pipeline):
         Request((one,), "vqq", "what ?", "e"),
         Request((folder / "absent.png",), "vqa", "what ?", "f"),
         Request((folder / os.fsdecode(b"\xff.png"),), "vqa", "what ?", "g"),
+        Request((folder / "\ud83d.png",), "vqa", "what ?", "h"),
+        Request((one,), "vqa", "what \ud83d ?", "i"),
     ]
     refused(
         lambda: pipeline.answers(requests),
@@ -152,7 +154,10 @@ def test_what_does_not_fit_the_task_is_told_at_once(folder, pipeline):
         "e: the adapter has no task 'vqq'; did you mean",
         "f: there is no file",
         "g: there is no file",
-        "is not UTF-8; rename the file or its folder",
+        r"\udcff.png' is not UTF-8; rename the file or its folder",
+        "h: there is no file",
+        r"\ud83d.png' is not UTF-8; rename the file or its folder",
+        r"i: the text 'what \ud83d ?' is not UTF-8",
     )
     assert pipeline((one,), "nlvr2", "a thing .", pictures=1) in ("true", "false")
     refused(lambda: pipeline([one] * 3, "vqa", "what ?", pictures=3), "visual.max_images is 2")

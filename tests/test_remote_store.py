@@ -76,11 +76,13 @@ def test_what_fails_or_comes_wrong_is_asked_for_again(server):
 def test_what_cannot_be_read_says_how_to_mend_it(server, monkeypatch):
     (server.folder / "text.h5").write_text("text" * 100)
     (server.folder / "cut.h5").write_bytes((server.folder / "store.h5").read_bytes()[:-500])
+    (server.folder / "bad.h5").write_bytes((server.folder / "store.h5").read_bytes().replace(b"TREE", b"LEAF", 1))
     (server.folder / "empty.h5").touch()
     for name, said in {
         "gone.h5": r"no feature store can be read there \(.*404.*curl -I http",
         "text.h5": "not an HDF5 file",
         "cut.h5": "truncated or damaged",
+        "bad.h5": "truncated or damaged.*B-tree",
         "empty.h5": "does not give ranges of bytes",
     }.items():
         with pytest.raises(InputError, match=said):

@@ -91,18 +91,34 @@ def test_too_little_memory_is_told_before_anything_is_loaded(path, tmp_path, mon
         open_store(FeaturesConfig(store=path, read="ram"), tmp_path)
 
 
-def test_the_limit_of_a_job_counts(tmp_path, monkeypatch):
-    group = next(line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line.startswith("0::"))
-    folder = tmp_path / group.strip("/")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "memory.max").write_text("5000\n")
-    (folder / "memory.current").write_text("2000\n")
+@pytest.mark.parametrize(
+    ("groups", "folder", "limit", "used", "files", "none"),
+    [
+        ("0::/job/step", "job", "memory.max", "memory.current", "", "max"),
+        (
+            "5:cpu,cpuacct:/job\n4:memory:/job/step\n0::/job",
+            "memory/job",
+            "memory.limit_in_bytes",
+            "memory.usage_in_bytes",
+            "total_",
+            "9223372036854771712",
+        ),
+    ],
+    ids=["version 2", "version 1"],
+)
+def test_the_limit_of_a_job_counts(tmp_path, monkeypatch, groups, folder, limit, used, files, none):
+    folder = tmp_path / folder
+    (folder / "step").mkdir(parents=True)
+    (tmp_path / "groups").write_text(f"{groups}\n")
+    (folder / limit).write_text("5000\n")
+    (folder / used).write_text("2000\n")
     monkeypatch.setattr(ram_rows, "CGROUPS", tmp_path)
+    monkeypatch.setattr(ram_rows, "GROUPS", tmp_path / "groups")
     assert ram_rows.available_memory() == 3000
     # of files that were read, the store among them
-    (folder / "memory.stat").write_text("anon 500\nfile 1400\ninactive_file 900\nactive_file 400\n")
+    (folder / "memory.stat").write_text(f"anon 500\nfile 1400\n{files}inactive_file 900\n{files}active_file 400\n")
     assert ram_rows.available_memory() == 4300
-    (folder / "memory.max").write_text("max\n")
+    (folder / limit).write_text(f"{none}\n")
     assert ram_rows.available_memory() > 10**8
 
 

@@ -80,6 +80,14 @@ def test_gqa_scores_and_submission(tmp_path):
     assert json.loads(out.read_text())["per_question"] == {"07": 100, "8": 0}
 
 
+def test_half_a_letter_in_an_id_is_written_as_it_was_read(tmp_path):
+    questions = write(tmp_path, "q.json", {"\ud83d": GQA["8"]})
+    results = write(tmp_path, "r.json", [{"questionId": "\ud83d", "prediction": "é"}])
+    arguments = ["--task", "gqa", "--references", str(tmp_path / questions), "--predictions", str(tmp_path / results)]
+    assert main([*arguments, "--out", str(tmp_path / "o.json")]) == 0
+    assert json.loads((tmp_path / "o.json").read_text())["per_question"] == {"\ud83d": 0}
+
+
 def test_nlvr2_scores_and_submission(tmp_path, capsys):
     task = make("nlvr2", tmp_path, items=write(tmp_path, "dev.json", NLVR2))
     found = scored(task, tmp_path, {"dev-1-0-0": "true", "dev-1-1-0": "true"})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,8 @@ import numpy as np
 from multitask_vl.errors import InputError
 
 CGROUPS = Path("/sys/fs/cgroup")
+GROUPS = Path("/proc/self/cgroup")
+"""Which groups this process is in: a line `ID:CONTROLLERS:PATH` each, without controllers in version 2."""
 
 
 class RamRows:
@@ -74,16 +76,27 @@ def available_memory() -> int:
     """Bytes this process may still take: of the machine, or of the limit that its job runs under if that is less."""
     fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    group = next((line[3:] for line in Path("/proc/self/cgroup").read_text().splitlines() if line[:3] == "0::"), "/")
-    folder = CGROUPS / group.strip("/")
-    for one in (folder, *folder.parents):
-        limit, used = one / "memory.max", one / "memory.current"
-        if one.is_relative_to(CGROUPS) and limit.is_file() and used.is_file() and limit.read_text().strip() != "max":
-            free = min(free, int(limit.read_text()) - int(used.read_text()) + _given_back(one / "memory.stat"))
-    return max(free, 0)
+    return max(0, min([free, *_left_by_limits()]))
 
 
-def _given_back(stat: Path) -> int:
+def _left_by_limits() -> Iterator[int]:
+    """Bytes that each limit leaves, of this process's group and of those above it, in either version of such groups."""
+    for line in GROUPS.read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        if not controllers:
+            folder, limit, used, prefix = CGROUPS, "memory.max", "memory.current", ""
+        elif "memory" in controllers.split(","):
+            folder, limit, used, prefix = CGROUPS / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_"
+        else:
+            continue
+        folder /= group.strip("/")
+        for one in (folder, *folder.parents):
+            known = one.is_relative_to(CGROUPS) and (one / limit).is_file() and (one / used).is_file()
+            if known and (most := (one / limit).read_text().strip()) != "max":
+                yield int(most) - int((one / used).read_text()) + _given_back(one / "memory.stat", prefix)
+
+
+def _given_back(stat: Path, prefix: str) -> int:
     """Bytes that count as used and that the kernel gives up for others: what it keeps of files that were read."""
     fields = dict(line.split() for line in stat.read_text().splitlines()) if stat.is_file() else {}
-    return int(fields.get("active_file", 0)) + int(fields.get("inactive_file", 0))
+    return sum(int(fields.get(f"{prefix}{kind}_file", 0)) for kind in ("active", "inactive"))

@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from multitask_vl.data.store_format import Layout, damaged, layout_of
+from multitask_vl.data.store_format import DAMAGES, Layout, damaged, layout_of
 from multitask_vl.errors import InputError
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
@@ -75,7 +75,7 @@ def _layout(url: str, file: Any, size: int) -> Layout:
     try:
         with h5py.File(file, "r") as opened:
             return layout_of(url, opened, size)
-    except OSError as error:
+    except DAMAGES as error:
         raise InputError(damaged(url, str(error))) from error
 
 

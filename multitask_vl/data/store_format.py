@@ -18,6 +18,8 @@ from multitask_vl.errors import InputError
 URL = re.compile(r"[a-z][a-z0-9+.:-]*://")
 SHARD = re.compile(r"(?P<name>.+)-(?P<index>\d{5})-of-(?P<count>\d{5})")
 PAGE = 4096
+DAMAGES = (OSError, RuntimeError, LookupError, TypeError)
+"""What h5py raises on a damaged file, depending on which part of it is."""
 EXTRACT = "python launch/extract_features.py --config CONFIG"
 
 
@@ -119,7 +121,7 @@ def read_layout(path: Path) -> Layout:
         with h5py.File(path, "r", locking=False) as file:
             status = path.stat()
             return layout_of(path, file, status.st_size, (status.st_dev, status.st_ino))
-    except (OSError, RuntimeError, LookupError) as error:  # h5py's, depending on which part is damaged
+    except DAMAGES as error:
         raise InputError(damaged(path, str(error))) from error
 
 
@@ -137,7 +139,7 @@ def layout_of(path: Path | str, file: h5py.File, size: int, identity: tuple[int,
             f"{path}: format {manifest.format_version}, this version of the project reads up to {FORMAT_VERSION}; "
             "update it"
         )
-    absent = [name for name in ("features", "keys", "done", "crc32") if name not in file]
+    absent = [one for one in ("features", "keys", "done", "crc32") if file.get(one, getclass=True) is not h5py.Dataset]
     if absent:
         raise InputError(damaged(path, f"no dataset {', '.join(absent)}"))
     count = len(file["keys"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +86,8 @@ def problems_of(request: Request, tasks: Mapping[str, Task], pictures: int | Non
         found.append(f"{request.where}: {request.task} needs a text, the question or statement: --text '...'")
     if not task.reads_text and request.text.strip():
         found.append(f"{request.where}: {request.task} reads no text, but got {request.text[:60]!r}; leave it out")
+    if not _is_unicode(request.text):
+        found.append(f"{request.where}: the text {request.text[:60]!r} is not UTF-8; write it anew")
     return [*found, *_absent(request.images, request.where), *_unnamed(request.images, request.where)]
 
 
@@ -95,9 +96,13 @@ def _absent(paths: Sequence[Path], where: str) -> list[str]:
 
 
 def _unnamed(paths: Sequence[Path], where: str) -> list[str]:
-    names = [os.fsencode(path) for path in paths]
     return [
-        f"{where}: the name {name!r} is not UTF-8; rename the file or its folder"
-        for name in names
-        if name.decode("utf-8", "replace").encode() != name
+        f"{where}: the name {str(path)!r} is not UTF-8; rename the file or its folder"
+        for path in paths
+        if not _is_unicode(str(path))
     ]
+
+
+def _is_unicode(text: str) -> bool:
+    """False where bytes of a command or a name are not UTF-8, or JSON names half of a surrogate pair."""
+    return text.encode(errors="replace").decode() == text

@@ -48,7 +48,8 @@ def words(captions: Sequence[str], tokenizer: str) -> list[str]:
     Raises:
         InputError: ``ptb`` without a working Java, or a tokenizer of another name.
     """
-    lines = [" ".join(caption.split()) for caption in captions]
+    # JSON can name half of a surrogate pair, which no scorer can write down; it becomes "?", which is dropped
+    lines = [" ".join(caption.split()).encode(errors="replace").decode() for caption in captions]
     if tokenizer == "ptb":
         cut = _ptb(lines)
     elif tokenizer == "python":
@@ -75,7 +76,7 @@ def _ptb(lines: Sequence[str]) -> list[list[str]]:
     )
     if shutil.which("java") is None:
         raise InputError(f"the caption tokenizer 'ptb' needs Java, and there is no 'java' on PATH. {mend}")
-    done = subprocess.run(command, input="\n".join(lines).encode(errors="replace"), capture_output=True, check=False)
+    done = subprocess.run(command, input="\n".join(lines).encode(), capture_output=True, check=False)
     if done.returncode != 0:
         said = done.stderr.decode(errors="replace").strip().splitlines()[:1]
         raise InputError(f"the caption tokenizer 'ptb' failed: java ended with {done.returncode} {said}. {mend}")

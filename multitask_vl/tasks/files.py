@@ -196,7 +196,9 @@ def lines(path: Path) -> Iterator[tuple[str, str]]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write JSON so that it appears whole or not at all; NaN is refused."""
-    write_whole(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+    text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
+    # half of a surrogate pair is no character, but Python's escape of it is JSON's too
+    write_whole(path, text.encode(errors="backslashreplace"))
 
 
 class _Text:

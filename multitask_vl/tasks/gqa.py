@@ -64,7 +64,7 @@ class GQA(Task[GQAConfig]):
                 if image_id is None or text is None:
                     continue
                 answered, hidden = answered + (answer is not None), hidden + (answer is None)
-                question = _scored(item)
+                question = _scored(item, where, problems)
                 yield Example(
                     id=id_,
                     images=(config.image_key.format(imageId=image_id),),
@@ -111,7 +111,7 @@ class GQA(Task[GQAConfig]):
         problems, questions = Problems(str(references)), {}
         for id_, item, where in _questions(references, problems):
             if problems.field(item, "answer", str, where) is not None:
-                questions[id_] = _scored(item)
+                questions[id_] = _scored(item, where, problems)
         problems.raise_any()
         results = read_results(predictions, "questionId", "prediction", str(predictions))
         check_ids(questions, results, str(predictions))
@@ -170,15 +170,17 @@ def _official(item: dict, where: str, problems: Problems) -> tuple[str, dict] | 
     return str(id_), question
 
 
-def _scored(item: dict) -> GQAQuestion:
+def _scored(item: dict, where: str, problems: Problems) -> GQAQuestion:
     """What scoring a question of the official file needs; breakdowns and entailments are kept where they are given."""
     types = item.get("types")
     kinds = {name: kind for name, kind in types.items() if isinstance(kind, str)} if isinstance(types, dict) else {}
-    entailed = item.get("entailed")
+    entailed = item["entailed"] if isinstance(item.get("entailed"), list) else []
+    if not all(isinstance(id_, str) for id_ in entailed):
+        problems.add("'entailed' must list ids of questions, as text", f"{where} has {short(entailed)}")
     return GQAQuestion(
         answer=item.get("answer", ""),
         types=kinds,
-        entailed=[one for one in entailed if isinstance(one, str)] if isinstance(entailed, list) else [],
+        entailed=entailed,
         balanced=item.get("isBalanced") is not False,
     )
 
