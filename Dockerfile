@@ -1,8 +1,8 @@
 # The toolkit on a CPU, with Java for the official caption metrics. Written for review: it was not built where it was made.
 #   docker build -t multitask-vl .
 #   docker run --rm -v "$PWD/work:/work" multitask-vl build-world --out data/world
-#   docker run --rm -v "$PWD/work:/work" multitask-vl extract --config configs/quickstart.yaml
-#   docker run --rm -v "$PWD/work:/work" multitask-vl train --config configs/quickstart.yaml
+#   docker run --rm -v "$PWD/work:/work" multitask-vl extract --config configs/examples/quickstart.yaml
+#   docker run --rm -v "$PWD/work:/work" multitask-vl train --config configs/examples/quickstart.yaml
 # work/ must be writable by user 1000, and hold configs/, which this puts there:
 #   docker run --rm -v "$PWD/work:/work" multitask-vl configs --copy configs
 # With a GPU: build with --build-arg TORCH_INDEX=https://pypi.org/simple and run with --gpus all.

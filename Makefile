@@ -18,15 +18,15 @@ $(WORLD)/world.json: | $(VENV)/.ready
 
 demo: $(VENV)/.ready $(WORLD)/world.json
 	rm -rf $(RUN) $(BLIND)
-	$(BIN)/python launch/extract_features.py --config configs/quickstart.yaml
-	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml launch/train_multitask.py --config configs/quickstart.yaml
-	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml launch/train_multitask.py --config configs/quickstart_blind.yaml
+	$(BIN)/python launch/extract_features.py --config configs/examples/quickstart.yaml
+	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml launch/train_multitask.py --config configs/examples/quickstart.yaml
+	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml launch/train_multitask.py --config configs/examples/quickstart_shuffled.yaml
 	$(BIN)/python -m multitask_vl.reports $(RUN) --control $(BLIND)
 
 study study-quick: $(VENV)/.ready $(WORLD)/world.json
-	$(BIN)/python launch/extract_features.py --config configs/quickstart.yaml
-	$(BIN)/python launch/sweep.py configs/studies/routing.yaml --at-once 2 $(QUICK)
-	$(BIN)/python -m benchmarks.routing_study $(QUICK)
+	$(BIN)/python launch/extract_features.py --config configs/examples/quickstart.yaml
+	$(BIN)/python launch/sweep.py configs/sweeps/routing.yaml --at-once 2 $(QUICK)
+	$(BIN)/python -m studies.routing.study $(QUICK)
 
 study-quick: QUICK := --quick
 

@@ -30,13 +30,13 @@ from PIL import Image
 from torchvision import transforms
 
 from feature_extraction import extract as extraction
-from feature_extraction.decode import ImageBatches
 from feature_extraction.encoder import Encoder, load_encoder
 from feature_extraction.extract import extract
-from feature_extraction.sources import ImageFile
+from feature_extraction.images.decode import ImageBatches
+from feature_extraction.images.image_sources import ImageFile
 from multitask_vl.config.schema import ClipConfig, Config
-from multitask_vl.data.store_writer import write_store
-from multitask_vl.parameter_table import put_between_markers
+from multitask_vl.data.store.writer import write_store
+from multitask_vl.reproduction.parameters import put_between_markers
 
 MODEL = "RN101"
 TINY = """{"embed_dim": 32, "vision_cfg": {"image_size": 64, "layers": [1, 1, 1, 1], "width": 8, "patch_size": null},

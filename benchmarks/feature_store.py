@@ -23,9 +23,9 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from multitask_vl.data.feature_store import FeatureStore, Manifest
-from multitask_vl.data.store_writer import StoreWriter
-from multitask_vl.parameter_table import put_between_markers
+from multitask_vl.data.store.feature_store import FeatureStore, Manifest
+from multitask_vl.data.store.writer import StoreWriter
+from multitask_vl.reproduction.parameters import put_between_markers
 
 CELLS, DIM, BATCH, POOL = 49, 2048, 64, 64
 Read = Callable[[list[int]], object]

@@ -29,8 +29,8 @@ import torch
 
 from benchmarks.generation_cases import CASES, World
 from benchmarks.matrix_products import slow_products_note
-from multitask_vl.parameter_table import put_between_markers
-from multitask_vl.reports.formats import Column, Table, render
+from multitask_vl.reports.table import Column, Table, render
+from multitask_vl.reproduction.parameters import put_between_markers
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -20,12 +20,12 @@ from multitask_vl.config import load_config
 from multitask_vl.config.schema import DecodingConfig
 from multitask_vl.data.batch import Batch
 from multitask_vl.data.collate import Collator
-from multitask_vl.data.examples import compiled
+from multitask_vl.data.example_table import compiled
 from multitask_vl.evaluation.candidates import choice_ids
 from multitask_vl.evaluation.precision import predicting_in
 from multitask_vl.evaluation.predict import predict
-from multitask_vl.models import generation
 from multitask_vl.models.build import build_model, load_tokenizer
+from multitask_vl.models.decoding import generation
 from multitask_vl.models.seq2seq import VLSeq2Seq
 from multitask_vl.tasks.build import build_tasks
 
@@ -123,7 +123,7 @@ class World:
         parts = [
             "base.yaml",
             "backbones/bart_base_random.yaml",
-            "clip/rn101_random.yaml",
+            "vision/rn101_random.yaml",
             "methods/adapter_single.yaml",
         ]
         settings = {

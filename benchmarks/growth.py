@@ -25,19 +25,19 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 from matplotlib.figure import Figure
 
-from benchmarks.charts import save
 from multitask_vl.config.schema import BackboneConfig, Config, MixingConfig, TaskConfig, VisualConfig
 from multitask_vl.data.batch import Batch
 from multitask_vl.data.collate import Collator
-from multitask_vl.data.examples import FEATURES
+from multitask_vl.data.example_table import FEATURES
 from multitask_vl.data.schedule import Schedule
 from multitask_vl.methods.adapter import AdapterConfig
 from multitask_vl.models.build import build_model
-from multitask_vl.parameter_table import put_between_markers
-from multitask_vl.reports.formats import Column, Table, render
+from multitask_vl.reports.table import Column, Table, render
+from multitask_vl.reproduction.parameters import put_between_markers
 from multitask_vl.synthetic.tokenizer import build_tokenizer
 from multitask_vl.tasks.jsonl_vqa import JsonlVQA
 from multitask_vl.training.optim import build_optimizer
+from studies.charts import save
 
 WORDS = ("what", "color", "is", "the", "thing", "on", "left", "?")
 BASE = {"rows": 16, "target": 10, "vocabulary": 4000, "tasks": 1}

@@ -8,7 +8,7 @@ from collections import Counter
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from multitask_vl.models.half_rate import SLOWER, half_rate
+from multitask_vl.models.kernels.cpu_precision import SLOWER, half_rate
 
 aten = torch.ops.aten
 SEEN = {

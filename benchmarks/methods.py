@@ -26,8 +26,8 @@ from multitask_vl.config import load_config
 from multitask_vl.data.batch import Batch
 from multitask_vl.models.build import build_model
 from multitask_vl.models.seq2seq import VLSeq2Seq
-from multitask_vl.parameter_table import put_between_markers
-from multitask_vl.reports.formats import Column, Table, render
+from multitask_vl.reports.table import Column, Table, render
+from multitask_vl.reproduction.parameters import put_between_markers
 from multitask_vl.training.optim import build_optimizer
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs" / "parameters"

@@ -17,7 +17,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from multitask_vl.reports.formats import Column, Table, render
+from multitask_vl.reports.table import Column, Table, render
 
 ROOT = Path(__file__).resolve().parents[1]
 WAYS = {(1, 1): "one process, one thread", (1, 2): "one process, two threads", (2, 1): "two processes, one thread each"}

@@ -35,18 +35,18 @@ from benchmarks.scale_files import write_files
 from multitask_vl.config import load_config
 from multitask_vl.config.schema import Config
 from multitask_vl.data.collate import Collator
-from multitask_vl.data.examples import compiled
-from multitask_vl.data.feature_store import FeatureStore
+from multitask_vl.data.example_table import compiled
 from multitask_vl.data.schedule import Schedule
+from multitask_vl.data.store.feature_store import FeatureStore
 from multitask_vl.errors import InputError, exits_cleanly
 from multitask_vl.models.build import load_tokenizer
-from multitask_vl.parameter_table import put_between_markers
-from multitask_vl.reports.formats import Column, Table, render
+from multitask_vl.reports.table import Column, Table, render
+from multitask_vl.reproduction.parameters import put_between_markers
+from multitask_vl.run.build import assemble
+from multitask_vl.run.checks import TRAIN, find_needs
 from multitask_vl.tasks.base import Task
 from multitask_vl.tasks.build import build_tasks
-from multitask_vl.training.batches import keep_shared
-from multitask_vl.training.needs import TRAIN, find_needs
-from multitask_vl.training.setup import assemble
+from multitask_vl.training.dataloader import keep_shared
 
 ROOT = Path(__file__).resolve().parents[1]
 WORKERS = 4

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import yaml
 
-from multitask_vl.data.manifest import Manifest
-from multitask_vl.data.store_writer import StoreWriter
+from multitask_vl.data.store.manifest import Manifest
+from multitask_vl.data.store.writer import StoreWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 VQA = {"train2014": (443_757, 82_783), "val2014": (214_354, 40_504)}

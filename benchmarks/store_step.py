@@ -14,10 +14,10 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
 from multitask_vl.config import load_config
-from multitask_vl.data.feature_store import Manifest
-from multitask_vl.data.store_writer import StoreWriter
+from multitask_vl.data.store.feature_store import Manifest
+from multitask_vl.data.store.writer import StoreWriter
+from multitask_vl.run.build import Run, prepare
 from multitask_vl.training.optim import build_optimizer
-from multitask_vl.training.setup import Run, prepare
 
 IMAGES, BATCH, WORKERS, AHEAD = 2000, 64, 2, 4
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"

@@ -29,8 +29,8 @@ import torch
 
 from benchmarks.matrix_products import Products, slow_products_note
 from benchmarks.training_cases import CASES, TASKS, Case, batches_of, plain_loss
-from multitask_vl.parameter_table import put_between_markers
-from multitask_vl.reports.formats import Column, Table, render
+from multitask_vl.reports.table import Column, Table, render
+from multitask_vl.reproduction.parameters import put_between_markers
 
 ROOT = Path(__file__).resolve().parents[1]
 

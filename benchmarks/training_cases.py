@@ -17,7 +17,7 @@ from multitask_vl.config import load_config
 from multitask_vl.config.schema import Config
 from multitask_vl.data.batch import Batch
 from multitask_vl.data.collate import Collator
-from multitask_vl.data.examples import compiled
+from multitask_vl.data.example_table import compiled
 from multitask_vl.data.length_groups import BATCHES_SORTED
 from multitask_vl.data.row_lengths import row_lengths
 from multitask_vl.data.schedule import Schedule
@@ -155,7 +155,7 @@ def batches_of(texts: str, data: Path, folder: Path, rows: int, count: int) -> t
         data: the reference data.
         folder: for the compiled table.
     """
-    parts = ["base.yaml", "backbones/bart_base_random.yaml", "clip/rn101_random.yaml", "methods/adapter_single.yaml"]
+    parts = ["base.yaml", "backbones/bart_base_random.yaml", "vision/rn101_random.yaml", "methods/adapter_single.yaml"]
     settings = {
         "compose": [str(CONFIGS / part) for part in parts],
         "backbone": {"tokenizer": str(data / "bart_tokenizer")},

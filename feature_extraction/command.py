@@ -22,7 +22,7 @@ from feature_extraction.extract import Summary, extract
 from feature_extraction.failures import FAILURES
 from multitask_vl.config import load_config
 from multitask_vl.errors import exits_cleanly
-from multitask_vl.models.half_rate import slower_than_fp32
+from multitask_vl.models.kernels.cpu_precision import slower_than_fp32
 
 EXIT_SOME_FAILED = 1
 EXIT_STOPPED = 130

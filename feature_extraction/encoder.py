@@ -10,11 +10,11 @@ import torch.nn.functional as F
 from open_clip.modified_resnet import ModifiedResNet
 from torch import nn
 
-from feature_extraction.fold import fold_batch_norms
-from feature_extraction.pixels import CONVENTION, INTERPOLATION
-from feature_extraction.trunk import Trunk, load_trunk
+from feature_extraction.encoders.fold_batchnorm import fold_batch_norms
+from feature_extraction.images.preprocessing import CONVENTION, INTERPOLATION
+from feature_extraction.vision_encoder import Trunk, load_trunk
 from multitask_vl.config.schema import ClipConfig
-from multitask_vl.data.manifest import Manifest
+from multitask_vl.data.store.manifest import Manifest
 from multitask_vl.errors import InputError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from feature_extraction.decode import ImageBatches, decoded
+from feature_extraction.background_writer import WriteAhead
 from feature_extraction.encoder import Encoder, load_encoder
 from feature_extraction.failures import printable, record_failures, recorded_failures
-from feature_extraction.image_index import ImageIndex, index_images
-from feature_extraction.processes import Part, parts_of, this_process, turns
+from feature_extraction.images.decode import ImageBatches, decoded
+from feature_extraction.images.image_index import ImageIndex, index_images
 from feature_extraction.progress import bar, watch
-from feature_extraction.write_ahead import WriteAhead
+from feature_extraction.work_sharing import Part, parts_of, this_process, turns
 from multitask_vl.config.schema import Config
-from multitask_vl.data.manifest import Manifest
-from multitask_vl.data.store_writer import StoreWriter
+from multitask_vl.data.store.manifest import Manifest
+from multitask_vl.data.store.writer import StoreWriter
 from multitask_vl.errors import InputError
 
 

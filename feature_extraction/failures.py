@@ -7,9 +7,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from multitask_vl.data.writer_lock import WriterLock
-from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError
+from multitask_vl.storage.atomic import write_whole
+from multitask_vl.storage.file_lock import WriterLock
 
 FAILURES = "failures.jsonl"
 

@@ -15,5 +15,5 @@ def bar(*args, **options) -> tqdm:
 
 
 def watch(rows: Iterable, what: str) -> Iterable:
-    """A loop over rows under a bar that goes away at the end; a `multitask_vl.data.store_writer.Watch`."""
+    """A loop over rows under a bar that goes away at the end; a `multitask_vl.data.store.writer.Watch`."""
     return bar(rows, desc=what, unit="row", leave=False)

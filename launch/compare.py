@@ -7,8 +7,8 @@ Tables of papers come from the same source: --format markdown, latex or csv, --t
 import argparse
 from pathlib import Path
 
-from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError, exits_cleanly
+from multitask_vl.storage.atomic import write_whole
 
 PAGE = Path("comparison.html")
 
@@ -16,10 +16,10 @@ PAGE = Path("comparison.html")
 @exits_cleanly
 def main() -> None:
     from multitask_vl.reports.compare import TABLES, compared, comparison_page, tables_of
-    from multitask_vl.reports.formats import render
-    from multitask_vl.reports.markup import write_page
+    from multitask_vl.reports.html import write_page
     from multitask_vl.reports.page import ITEMS
     from multitask_vl.reports.run import read_run
+    from multitask_vl.reports.table import render
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders")

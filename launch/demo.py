@@ -9,7 +9,7 @@ import argparse
 import ipaddress
 from pathlib import Path
 
-from multitask_vl.adapter_options import add_places, pipeline_of
+from multitask_vl.cli.adapter_args import add_places, pipeline_of
 from multitask_vl.errors import InputError, exits_cleanly
 
 LOOPBACK = ("localhost", "127.0.0.1", "[::1]")

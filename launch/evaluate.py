@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args = parser.parse_args()
     loaded = load(args.config, args.overrides)
-    from multitask_vl.training.score_adapter import score_adapter
+    from multitask_vl.evaluation.evaluate_adapter import score_adapter
 
     score_adapter(loaded.config, args.adapter, args.out, args.split or loaded.config.evaluation.final)
 

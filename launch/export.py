@@ -24,16 +24,16 @@ def main() -> None:
     parser.add_argument("--private", action="store_true", help="for hub: make the repository a private one")
     args = parser.parse_args()
     if args.to == "hub":
-        from multitask_vl.methods.hub import fetch, push
-        from multitask_vl.methods.io import find_adapter, read_record
+        from multitask_vl.methods.artifact.adapter_io import find_adapter, read_record
+        from multitask_vl.methods.artifact.hub import fetch, push
 
         folder = find_adapter(fetch(args.adapter))
         # a merged model's adapter is nothing without the weights around it
         whole = folder.parent if read_record(folder).get("merged") else folder
         print(push(whole, args.out, private=args.private or None))
         return
-    from multitask_vl.methods.peft_export import export_peft
-    from multitask_vl.models.pretrained import from_pretrained
+    from multitask_vl.methods.artifact.peft_export import export_peft
+    from multitask_vl.models.from_pretrained import from_pretrained
 
     model, _ = from_pretrained(args.adapter, backbone=args.backbone, tokenizer=args.tokenizer)
     if args.to == "merged":

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-from multitask_vl.adapter_options import add_places, pipeline_of
+from multitask_vl.cli.adapter_args import add_places, pipeline_of
 from multitask_vl.errors import InputError, exits_cleanly
 
 

@@ -1,4 +1,4 @@
-"""Run a grid of runs: python launch/sweep.py configs/studies/X.yaml [--at-once N] [--dry-run] [--array]
+"""Run a grid of runs: python launch/sweep.py configs/sweeps/X.yaml [--at-once N] [--dry-run] [--array]
 
 What is finished is skipped and what was interrupted goes on: give the same command again after whatever stopped it, and
 as often at a time as there are machines with the same folder. Exit code 0: nothing failed; 1: a run did; 2: bad input;
@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 
 from multitask_vl.errors import InputError, exits_cleanly
-from multitask_vl.parameter_table import put_between_markers
-from multitask_vl.sweep.choose import resolved
+from multitask_vl.reproduction.parameters import put_between_markers
 from multitask_vl.sweep.execute import Sweep
 from multitask_vl.sweep.grid import Grid, read_grid
 from multitask_vl.sweep.jobs import STOPPED
+from multitask_vl.sweep.selection import resolved
 from multitask_vl.sweep.slurm import write_arrays
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -27,7 +27,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 @exits_cleanly
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("grid", type=Path, help="a YAML such as configs/studies/routing.yaml")
+    parser.add_argument("grid", type=Path, help="a YAML such as configs/sweeps/routing.yaml")
     parser.add_argument("--quick", action="store_true", help="the smaller form that the YAML describes")
     parser.add_argument("--at-once", type=int, default=1, metavar="N", help="runs at a time (default 1)")
     parser.add_argument("--threads", type=int, help="of each run (default: the cores, shared out)")

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from multitask_vl.config import load
 from multitask_vl.errors import exits_cleanly
-from multitask_vl.training.interrupt import EXIT_RUN_AGAIN, Interrupted, interruptible
+from multitask_vl.training.preemption import EXIT_RUN_AGAIN, Interrupted, interruptible
 
 
 @exits_cleanly

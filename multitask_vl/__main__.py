@@ -1,6 +1,6 @@
 """What does ``python -m multitask_vl`` do: the same as the command ``multitask-vl``."""
 
-from multitask_vl.cli import main
+from multitask_vl.cli.main import main
 
 if __name__ == "__main__":
     raise SystemExit(main())

@@ -81,7 +81,7 @@ def _address(entry: object) -> str:
 METHODS: Registry = Registry("method", "multitask_vl.methods")
 TASKS: Registry = Registry("task", "multitask_vl.tasks")
 ROUTING: Registry = Registry("routing function", "multitask_vl.routing")
-BACKBONES: Registry = Registry("backbone family", "multitask_vl.models")
+BACKBONES: Registry = Registry("backbone family", "multitask_vl.models.backbones")
 
 
 def load_plugins(modules: Iterable[str]) -> None:

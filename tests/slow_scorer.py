@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs
 
 from multitask_vl.errors import InputError
-from multitask_vl.evaluation.alone import on_main_process
+from multitask_vl.run.main_process import on_main_process
 
 PATIENCE_S, WORK_S = 5, 12
 

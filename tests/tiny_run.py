@@ -13,8 +13,8 @@ import numpy as np
 import yaml
 from accelerate.state import AcceleratorState
 
-from multitask_vl.data.manifest import Manifest
-from multitask_vl.data.store_writer import write_store
+from multitask_vl.data.store.manifest import Manifest
+from multitask_vl.data.store.writer import write_store
 from multitask_vl.synthetic.tokenizer import build_tokenizer, save_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from multitask_vl.data.batch import Batch
-from multitask_vl.models.cross_attention import cross_attentions, eager, recorded
+from multitask_vl.models.attention_maps import cross_attentions, eager, recorded
 from multitask_vl.models.seq2seq import VLSeq2Seq
 from multitask_vl.routing.context import VISUAL
 

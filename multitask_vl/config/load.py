@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multitask_vl.config.layers import read_layers, without_removed
-from multitask_vl.config.nodes import nodes_of
+from multitask_vl.config.compose import read_layers, without_removed
 from multitask_vl.config.overrides import apply_overrides
 from multitask_vl.config.resolved import origins_of, resolved_text
 from multitask_vl.config.schema import Config
 from multitask_vl.config.validate import validate
-from multitask_vl.durable import write_whole
+from multitask_vl.config.yaml_nodes import nodes_of
 from multitask_vl.errors import InputError
+from multitask_vl.storage.atomic import write_whole
 
 
 @dataclass(frozen=True)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from multitask_vl.config.layers import lay_over
-from multitask_vl.config.nodes import OVERRIDE, Node, read_value
+from multitask_vl.config.compose import lay_over
+from multitask_vl.config.yaml_nodes import OVERRIDE, Node, read_value
 
 
 def read_overrides(words: Sequence[str], problems: list[str]) -> Node:

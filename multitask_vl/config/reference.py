@@ -16,9 +16,9 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from multitask_vl.config.schema import Config, MethodConfig, Section, TaskConfig
-from multitask_vl.durable import write_whole
 from multitask_vl.errors import exits_cleanly
 from multitask_vl.registry import METHODS, TASKS, Registry
+from multitask_vl.storage.atomic import write_whole
 
 COMMAND = "python -m multitask_vl.config.reference --write docs/configuration.md"
 HEAD = f"""\

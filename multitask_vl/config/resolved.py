@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from multitask_vl.config.nodes import CoreLoader, Node
 from multitask_vl.config.schema import Config
+from multitask_vl.config.yaml_nodes import CoreLoader, Node
 
 DEFAULT = "default"
 HEADER = """\

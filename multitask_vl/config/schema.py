@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, ValidationInfo, field_validator, model_validator
 
-from multitask_vl.config.images import ClipConfig, FeaturesConfig, VisualConfig
-from multitask_vl.config.section import Beta, Positive, Section, Share
+from multitask_vl.config.base_model import Beta, Positive, Section, Share
+from multitask_vl.config.vision_schema import ClipConfig, FeaturesConfig, VisualConfig
 from multitask_vl.registry import METHODS, TASKS, Registry
 
 DecodingKind = Literal["greedy", "beam", "choice", "rank"]

@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from multitask_vl.config.complaints import complaints, origin, shown
-from multitask_vl.config.nodes import Node, did_you_mean
+from multitask_vl.config.error_messages import complaints, origin, shown
 from multitask_vl.config.schema import BackboneConfig, Config, RoutingConfig
+from multitask_vl.config.yaml_nodes import Node, did_you_mean
 from multitask_vl.errors import InputError
 from multitask_vl.registry import BACKBONES, METHODS, ROUTING, TASKS, Registry, load_plugins
 

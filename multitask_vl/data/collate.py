@@ -10,8 +10,8 @@ import torch
 from datasets import Dataset
 
 from multitask_vl.data.batch import Batch
-from multitask_vl.data.examples import column
-from multitask_vl.data.feature_store import FeatureStore
+from multitask_vl.data.example_table import column
+from multitask_vl.data.store.feature_store import FeatureStore
 from multitask_vl.errors import InputError
 from multitask_vl.tasks.base import Task
 
@@ -103,7 +103,7 @@ def missing_features(task: Task, missing: Sequence[str], asked: int, split: str)
     return [
         f"tasks.{task.name}: {len(missing):,} of {asked:,} image keys of split '{split}' are missing in the feature "
         f"store (first: {missing[0]}). Run: python launch/extract_features.py --config CONFIG, or compare image_key of "
-        f"the split with: python -m feature_extraction.manage inspect STORE"
+        f"the split with: python -m feature_extraction.maintenance.manage inspect STORE"
     ]
 
 

@@ -13,9 +13,9 @@ from datasets import Dataset
 from filelock import FileLock
 from transformers import PreTrainedTokenizerBase
 
-from multitask_vl.data.examples import column
+from multitask_vl.data.example_table import column
 from multitask_vl.data.text_lengths import TEXTS_AT_ONCE, place
-from multitask_vl.durable import write_whole
+from multitask_vl.storage.atomic import write_whole
 from multitask_vl.tasks.base import Task
 
 

@@ -13,9 +13,9 @@ import tokenizers
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
-from multitask_vl.data.examples import column
+from multitask_vl.data.example_table import column
 from multitask_vl.tasks.base import Task
-from multitask_vl.tasks.files import write_json
+from multitask_vl.tasks.readers.json_stream import write_json
 
 TEXTS_AT_ONCE = 4096
 

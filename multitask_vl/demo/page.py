@@ -12,7 +12,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from multitask_vl.demo.answers import Answers
-from multitask_vl.demo.gate import Gate
+from multitask_vl.demo.request_guard import Gate
 from multitask_vl.errors import InputError
 
 TITLE = "multitask-vl: ask a saved adapter"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from feature_extraction.pixels import Unreadable, read_upright
-from multitask_vl.inference.pictures import what_it_is
+from feature_extraction.images.preprocessing import Unreadable, read_upright
+from multitask_vl.inference.image_features import what_it_is
 
 SHOWN = 640
 """Longest side of a picture on the page, in pixels."""

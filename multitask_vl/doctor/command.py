@@ -9,7 +9,7 @@ from pathlib import Path
 
 from multitask_vl.config import load_config
 from multitask_vl.errors import EXIT_BAD_INPUT, InputError, exits_cleanly
-from multitask_vl.parameter_table import parameter_report
+from multitask_vl.reproduction.parameters import parameter_report
 
 
 @exits_cleanly
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(json.dumps(report) if given.json else _parameters(report))
         return 0
     # the training code takes seconds to import
-    from multitask_vl.doctor.examine import examine
+    from multitask_vl.doctor.checks import examine
 
     findings = examine(given.config, given.overrides, step=not given.no_step)
     ready = not any(one.problems for one in findings)

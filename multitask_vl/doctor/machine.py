@@ -16,8 +16,8 @@ from datasets import Dataset
 from packaging.requirements import Requirement
 
 from multitask_vl.config.schema import Config
-from multitask_vl.training.needs import Finding
-from multitask_vl.training.setup import make_accelerator, remarks_on
+from multitask_vl.run.build import make_accelerator, remarks_on
+from multitask_vl.run.checks import Finding
 
 REQUIREMENTS = Path(__file__).resolve().parents[2] / "requirements.txt"
 WEIGHT = 4

@@ -5,10 +5,10 @@ from __future__ import annotations
 from transformers import PreTrainedTokenizerBase
 
 from multitask_vl.errors import InputError
-from multitask_vl.models.ranking import Candidates
-from multitask_vl.models.token_loss import IGNORED
+from multitask_vl.models.decoding.answer_ranking import Candidates
+from multitask_vl.models.kernels.chunked_cross_entropy import IGNORED
 from multitask_vl.tasks.base import Task
-from multitask_vl.tasks.files import Problems, lines, short, walk
+from multitask_vl.tasks.readers.json_stream import Problems, lines, short, walk
 
 
 def choice_ids(task: Task, tokenizer: PreTrainedTokenizerBase) -> list[int]:

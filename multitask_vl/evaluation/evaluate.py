@@ -9,15 +9,15 @@ from accelerate import Accelerator
 
 from multitask_vl.config.schema import EvaluationConfig
 from multitask_vl.data.collate import Collator
-from multitask_vl.data.examples import example_from_row
+from multitask_vl.data.example_table import example_from_row
 from multitask_vl.errors import InputError
-from multitask_vl.evaluation.alone import on_main_process
 from multitask_vl.evaluation.predict import predict, write_predictions
 from multitask_vl.evaluation.score import score_predictions
 from multitask_vl.evaluation.submission import write_submission
 from multitask_vl.models.seq2seq import VLSeq2Seq
+from multitask_vl.run.main_process import on_main_process
 from multitask_vl.tasks.base import HiddenAnswers, Scores
-from multitask_vl.tasks.files import write_json
+from multitask_vl.tasks.readers.json_stream import write_json
 
 
 def evaluate(

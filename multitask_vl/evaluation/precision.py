@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from multitask_vl.models.sharded import whole
+from multitask_vl.models.kernels.fsdp import whole
 
 
 @contextmanager

@@ -13,11 +13,11 @@ from accelerate.utils import gather_object
 
 from multitask_vl.data.batch import Batch
 from multitask_vl.data.collate import Collator
-from multitask_vl.durable import write_whole
 from multitask_vl.evaluation.candidates import candidates, choice_ids
 from multitask_vl.evaluation.precision import predicting_in
-from multitask_vl.models.ranking import rank
+from multitask_vl.models.decoding.answer_ranking import rank
 from multitask_vl.models.seq2seq import VLSeq2Seq
+from multitask_vl.storage.atomic import write_whole
 from multitask_vl.tasks.base import Task
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from multitask_vl.errors import InputError, exits_cleanly
 from multitask_vl.registry import TASKS, load_plugins
 from multitask_vl.tasks.base import Example, Scores, Task
-from multitask_vl.tasks.files import Problems, json_lines, write_json
+from multitask_vl.tasks.readers.json_stream import Problems, json_lines, write_json
 
 _SHORT = {"caption": "coco_caption"}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from multitask_vl.errors import InputError, exits_cleanly
 from multitask_vl.evaluation.score import task_named
 from multitask_vl.tasks.base import Task
-from multitask_vl.tasks.files import official_id
+from multitask_vl.tasks.readers.json_stream import official_id
 
 
 def write_submission(task: Task, predictions: Mapping[str, str], path: Path) -> list[str]:

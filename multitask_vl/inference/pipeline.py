@@ -15,13 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from multitask_vl.data.batch import Batch
 from multitask_vl.data.collate import Collator
-from multitask_vl.data.manifest import other_trunk
+from multitask_vl.data.store.manifest import other_trunk
 from multitask_vl.errors import InputError
 from multitask_vl.evaluation.predict import texts_of
 from multitask_vl.inference.attention import Attention, attention
-from multitask_vl.inference.pictures import Pictures
+from multitask_vl.inference.image_features import Pictures
 from multitask_vl.inference.requests import Request, problems_of
-from multitask_vl.models.pretrained import from_pretrained
+from multitask_vl.models.from_pretrained import from_pretrained
 from multitask_vl.models.seq2seq import VLSeq2Seq
 from multitask_vl.tasks.base import Task
 from multitask_vl.tasks.build import build_tasks
@@ -87,7 +87,7 @@ class Pipeline:
         """The pipeline of a saved adapter.
 
         Args:
-            name: folder or hub name, as `multitask_vl.models.pretrained.from_pretrained` takes it.
+            name: folder or hub name, as `multitask_vl.models.from_pretrained.from_pretrained` takes it.
             device: of model and trunk.
             backbone, tokenizer: where they lie, if not where they did; the backbone's weights are checked.
             clip: the trunk's weights, a file or a tag, likewise. Whether they are those of the features that the

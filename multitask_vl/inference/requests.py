@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from multitask_vl.config.nodes import did_you_mean
+from multitask_vl.config.yaml_nodes import did_you_mean
 from multitask_vl.errors import InputError
 from multitask_vl.tasks.base import Task
-from multitask_vl.tasks.files import Problems, json_lines
+from multitask_vl.tasks.readers.json_stream import Problems, json_lines
 
 FIELDS = ("image", "images", "task", "text")
 EXAMPLE = '{"image": "a.jpg", "task": "vqa", "text": "what is it?"}'

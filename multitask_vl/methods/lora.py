@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from multitask_vl.config.schema import MethodConfig, Positive, Share
 from multitask_vl.errors import InputError
 from multitask_vl.methods.base import Method
-from multitask_vl.methods.bottlenecks import BOTTLENECKS, Attention, divided, quarter
+from multitask_vl.methods.down_projections import BOTTLENECKS, Attention, divided, quarter
 from multitask_vl.methods.sites import EVERY_TASK, Layout, PerTask, Site, Wrapped
 from multitask_vl.registry import METHODS
 from multitask_vl.routing.context import Context

@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 from multitask_vl.config.schema import MethodConfig, Positive
 from multitask_vl.methods.adapter import Activation
 from multitask_vl.methods.base import Method
-from multitask_vl.methods.bottlenecks import BOTTLENECKS, Attention, divided, quarter
+from multitask_vl.methods.down_projections import BOTTLENECKS, Attention, divided, quarter
 from multitask_vl.methods.sites import Layout, PerTask, Site, Tap, Wrapped
 from multitask_vl.registry import METHODS
 from multitask_vl.routing.context import Context

@@ -18,7 +18,7 @@ from pycocoevalcap.rouge.rouge import Rouge
 from pycocoevalcap.spice import spice
 
 from multitask_vl.errors import InputError
-from multitask_vl.metrics.caption_words import words
+from multitask_vl.metrics.caption_tokenizer import words
 
 SCORERS = ("Bleu", "METEOR", "ROUGE_L", "CIDEr", "SPICE")
 _BLEUS = ("Bleu_1", "Bleu_2", "Bleu_3", "Bleu_4")

@@ -11,9 +11,9 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from multitask_vl.config.schema import BackboneConfig, Config
 from multitask_vl.errors import InputError
+from multitask_vl.methods.artifact.adapter_io import settings_that_decide
 from multitask_vl.methods.base import refuse_combination
-from multitask_vl.methods.io import settings_that_decide
-from multitask_vl.models.backbone import Backbone, fingerprint
+from multitask_vl.models.backbones.base import Backbone, fingerprint
 from multitask_vl.models.seq2seq import VLSeq2Seq
 from multitask_vl.models.visual import VisualEmbedding
 from multitask_vl.registry import BACKBONES, METHODS

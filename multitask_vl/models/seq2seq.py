@@ -17,14 +17,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from multitask_vl.config.schema import Config, DecodingConfig
 from multitask_vl.data.batch import Batch
 from multitask_vl.errors import InputError
-from multitask_vl.methods import hub
+from multitask_vl.methods.artifact import hub
+from multitask_vl.methods.artifact.adapter_io import save_adapter
 from multitask_vl.methods.base import Method
-from multitask_vl.methods.io import save_adapter
-from multitask_vl.models.backbone import Backbone
-from multitask_vl.models.dropout import CpuDropout, Nested
-from multitask_vl.models.generation import generate
-from multitask_vl.models.merged import write_merged
-from multitask_vl.models.token_loss import token_loss
+from multitask_vl.models.backbones.base import Backbone
+from multitask_vl.models.decoding.generation import generate
+from multitask_vl.models.kernels.chunked_cross_entropy import token_loss
+from multitask_vl.models.kernels.cpu_dropout import CpuDropout, Nested
+from multitask_vl.models.merge_export import write_merged
 from multitask_vl.models.visual import VisualEmbedding
 from multitask_vl.routing.context import PADDING, PROMPT, TEXT, VISUAL, Context
 
@@ -51,7 +51,7 @@ class VLSeq2Seq(nn.Module):
         visual: makes tokens of grid features.
         context: task and x_R, known to every bottleneck.
         methods: what is installed, in order.
-        description: what a saved adapter must agree with (see `multitask_vl.methods.io`).
+        description: what a saved adapter must agree with (see `multitask_vl.methods.artifact.adapter_io`).
         config: what it was built from; prompts and decoding of the tasks stand there.
     """
 
@@ -90,7 +90,7 @@ class VLSeq2Seq(nn.Module):
             return self.token_loss(hidden, batch.labels)
 
     def token_loss(self, hidden: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Losses [B, T] of decoder states [B, T, d]; see `multitask_vl.models.token_loss`."""
+        """Losses [B, T] of decoder states [B, T, d]; see `multitask_vl.models.kernels.chunked_cross_entropy`."""
         return token_loss(hidden, labels, self.family.head(self.lm))
 
     # ---- parts
@@ -273,7 +273,7 @@ class VLSeq2Seq(nn.Module):
         first, again = self.context.checkpoint_contexts()
         return first, Nested(again, self._masks())
 
-    # ---- artefacts; `multitask_vl.models.pretrained.from_pretrained` is the way back
+    # ---- artefacts; `multitask_vl.models.from_pretrained.from_pretrained` is the way back
 
     def save_pretrained(self, folder: Path | str) -> None:
         """Write what is trained, what the model is built from, and a card: megabytes, without the frozen weights."""

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from multitask_vl.errors import InputError, exits_cleanly
-from multitask_vl.reports.control import check_control
-from multitask_vl.reports.formats import render
 from multitask_vl.reports.page import ITEMS, TABLES, tables_of_run, write_report
 from multitask_vl.reports.run import read_run
+from multitask_vl.reports.shuffled_control import check_control
+from multitask_vl.reports.table import render
 from multitask_vl.reports.tables import score_table
 
 

@@ -11,19 +11,19 @@ from pathlib import Path
 
 from multitask_vl.errors import InputError
 from multitask_vl.reports import tables
-from multitask_vl.reports.control import flat
+from multitask_vl.reports.analysis_section import norm_panels, read_analysis
+from multitask_vl.reports.cost import mixture_of, parameters_of, time_of
 from multitask_vl.reports.curves import loss_panels, score_panels
-from multitask_vl.reports.dots import dot_panels
+from multitask_vl.reports.dot_plots import dot_panels
 from multitask_vl.reports.figures import SERIES, SVG_DASHES, Panel
-from multitask_vl.reports.formats import Column, Table, Value
 from multitask_vl.reports.gallery import Shelf, read_predictions, shelf
-from multitask_vl.reports.inside import norm_panels, read_analysis
-from multitask_vl.reports.markup import render_page
+from multitask_vl.reports.html import render_page
+from multitask_vl.reports.images import load_pictures, picture_folders
 from multitask_vl.reports.page import ITEMS, missing_pictures
-from multitask_vl.reports.pairs import Pairs, differences_of, kinds_of, pair
-from multitask_vl.reports.pictures import load_pictures, picture_folders
+from multitask_vl.reports.paired import Pairs, differences_of, kinds_of, pair
 from multitask_vl.reports.run import Prediction, Run
-from multitask_vl.reports.spent import mixture_of, parameters_of, time_of
+from multitask_vl.reports.shuffled_control import flat
+from multitask_vl.reports.table import Column, Table, Value
 
 TABLES = ("scores", "seeds", "differences", "kinds", "parameters", "mixture", "time", "settings")
 
@@ -157,7 +157,7 @@ def comparison_page(found: Comparison, items: int = ITEMS, images: Sequence[Path
 
 
 def _norms(runs: Mapping[str, Run]) -> list[Panel]:
-    """How far training moved the bottlenecks, for the runs that were looked into by `launch/analyse.py`."""
+    """How far training moved the bottlenecks, for the runs that were looked into by `launch/analyze.py`."""
     found = {label: read_analysis(run.folder) for label, run in runs.items()}
     known = {label: one.norms for label, one in found.items() if one is not None}
     return norm_panels(known) if len(known) > 1 else []

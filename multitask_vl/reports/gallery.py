@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from multitask_vl.errors import InputError
-from multitask_vl.reports.pictures import Picture, load_pictures
+from multitask_vl.reports.images import Picture, load_pictures
 from multitask_vl.reports.run import Prediction, Run
 
 Verdict = Literal["right", "partly", "wrong"]

@@ -9,18 +9,18 @@ from typing import Any
 
 from multitask_vl.errors import InputError
 from multitask_vl.reports import tables
+from multitask_vl.reports.analysis_section import inside, norm_table, read_analysis
+from multitask_vl.reports.breakdowns import flattened, groups_of
 from multitask_vl.reports.confusion import Confusion, confusion
-from multitask_vl.reports.control import check_control, control_command
+from multitask_vl.reports.cost import mixture_of, parameters_of, time_of
 from multitask_vl.reports.curves import loss_panels, score_panels
 from multitask_vl.reports.figures import SVG_DASHES
-from multitask_vl.reports.formats import Table, cell
 from multitask_vl.reports.gallery import Scored, Shelf, gallery, read_predictions
-from multitask_vl.reports.inside import inside, norm_table, read_analysis
-from multitask_vl.reports.kinds import flattened, groups_of
-from multitask_vl.reports.markup import render_page, write_page
-from multitask_vl.reports.pictures import picture_folders
+from multitask_vl.reports.html import render_page, write_page
+from multitask_vl.reports.images import picture_folders
 from multitask_vl.reports.run import IntervalOf, Prediction, Run, read_run
-from multitask_vl.reports.spent import mixture_of, parameters_of, time_of
+from multitask_vl.reports.shuffled_control import check_control, control_command
+from multitask_vl.reports.table import Table, cell
 
 ITEMS = 12
 TABLES = ("scores", "metrics", "kinds", "parameters", "mixture", "time", "norms")

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Literal
 
 from multitask_vl.errors import InputError, exits_cleanly
-from multitask_vl.reports.control import check_control, flat
-from multitask_vl.reports.formats import FORMATS, Column, Range, Table, Value, render, spread_of
 from multitask_vl.reports.run import IntervalOf, Run, TaskScores, evaluate_command, read_run
+from multitask_vl.reports.shuffled_control import check_control, flat
+from multitask_vl.reports.table import FORMATS, Column, Range, Table, Value, render, spread_of
 
 
 def score_table(run: Run | Path | str, control: Run | Path | str | None = None, split: str | None = None) -> str:

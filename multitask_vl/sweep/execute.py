@@ -14,12 +14,12 @@ from pathlib import Path
 from queue import SimpleQueue
 
 from multitask_vl.config import differences, load_config
-from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError
 from multitask_vl.programs import HOME
-from multitask_vl.sweep.choose import resolved
+from multitask_vl.storage.atomic import write_whole
 from multitask_vl.sweep.grid import Grid, GridRun
 from multitask_vl.sweep.jobs import STOPPED, Jobs
+from multitask_vl.sweep.selection import resolved
 
 PROGRAM = HOME / "launch" / "train_multitask.py"
 

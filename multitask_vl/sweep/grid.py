@@ -14,10 +14,10 @@ import yaml
 from pydantic import ValidationError
 
 from multitask_vl.config import load
-from multitask_vl.config.complaints import complaints
-from multitask_vl.config.layers import lay_over, read_layers
-from multitask_vl.config.nodes import Node, did_you_mean, nodes_of, read_nodes, read_text
+from multitask_vl.config.compose import lay_over, read_layers
+from multitask_vl.config.error_messages import complaints
 from multitask_vl.config.schema import Section
+from multitask_vl.config.yaml_nodes import Node, did_you_mean, nodes_of, read_nodes, read_text
 from multitask_vl.errors import InputError
 
 Settings = dict[str, Any]

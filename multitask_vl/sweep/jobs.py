@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from multitask_vl.durable import write_whole
+from multitask_vl.storage.atomic import write_whole
 
 STOPPED = 75
 """Exit code of a run that a signal ended early and that was saved: the same command goes on with it."""

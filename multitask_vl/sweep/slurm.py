@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from multitask_vl.durable import write_whole
 from multitask_vl.programs import HOME
+from multitask_vl.storage.atomic import write_whole
 from multitask_vl.sweep.grid import Grid
 
 PROGRAM = HOME / "launch" / "sweep.py"

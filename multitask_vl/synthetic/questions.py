@@ -15,6 +15,14 @@ from functools import cached_property
 from typing import Any
 
 from multitask_vl.synthetic.language import QUESTIONS
+from multitask_vl.synthetic.scene_construction import (
+    draw_filter,
+    scene_for_common,
+    scene_for_relation,
+    scene_for_value,
+    scene_with_count,
+    unique_filters,
+)
 from multitask_vl.synthetic.scenes import (
     ALL,
     HELD_OUT,
@@ -28,14 +36,6 @@ from multitask_vl.synthetic.scenes import (
     Scene,
     holds,
     stream,
-)
-from multitask_vl.synthetic.staging import (
-    draw_filter,
-    scene_for_common,
-    scene_for_relation,
-    scene_for_value,
-    scene_with_count,
-    unique_filters,
 )
 
 Form = tuple

@@ -11,6 +11,7 @@ from multitask_vl.synthetic.questions import Facts, Form, Question, Template
 from multitask_vl.synthetic.questions_vqa import YES_NO, describing, other_values
 from multitask_vl.synthetic.questions_vqa import query as vqa_query
 from multitask_vl.synthetic.questions_vqa import relate_verify as vqa_relate_verify
+from multitask_vl.synthetic.scene_construction import FORMS
 from multitask_vl.synthetic.scenes import (
     ATTRIBUTES,
     COLORS,
@@ -21,7 +22,6 @@ from multitask_vl.synthetic.scenes import (
     SIZES,
     Filter,
 )
-from multitask_vl.synthetic.staging import FORMS
 
 Step = dict[str, Any]
 SINGLE = (("shape",), ("color",), ("pattern",))

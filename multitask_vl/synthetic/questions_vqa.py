@@ -6,8 +6,8 @@ import random
 
 from multitask_vl.synthetic.language import noun, value_phrase
 from multitask_vl.synthetic.questions import Facts, Form, Question, Template
+from multitask_vl.synthetic.scene_construction import FORMS
 from multitask_vl.synthetic.scenes import ATTRIBUTES, COLORS, PATTERNS, RELATIONS, SHAPES, SIZES, VALUES, Filter, holds
-from multitask_vl.synthetic.staging import FORMS
 
 YES_NO = ("yes", "no")
 MOST_COUNTED = 4

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from multitask_vl.synthetic.language import STATEMENTS, noun, number_of
+from multitask_vl.synthetic.scene_construction import FORMS, draw_filter, scene_with_count
 from multitask_vl.synthetic.scenes import ALL, HELD_OUT, SEEN, Filter, Look, Scene, stream
-from multitask_vl.synthetic.staging import FORMS, draw_filter, scene_with_count
 
 PAIRS = 4
 SENTENCES = 2

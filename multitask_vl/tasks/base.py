@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BeforeValidator, Field
 from multitask_vl.config.schema import DecodingConfig, Positive, Section, TaskConfig
 from multitask_vl.errors import InputError
 from multitask_vl.metrics.bootstrap import Interval
-from multitask_vl.tasks.files import Problems
+from multitask_vl.tasks.readers.json_stream import Problems
 
 C = TypeVar("C", bound=TaskConfig)
 

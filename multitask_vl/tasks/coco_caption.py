@@ -13,7 +13,7 @@ from pydantic import field_validator
 from multitask_vl.config.schema import DecodingConfig, DecodingKind, Positive, TaskConfig
 from multitask_vl.metrics.bootstrap import Interval, interval_of_mean
 from multitask_vl.metrics.caption import SCORERS, CaptionScores, caption_scores, lacking
-from multitask_vl.metrics.caption_words import words
+from multitask_vl.metrics.caption_tokenizer import words
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import (
     Example,
@@ -26,9 +26,9 @@ from multitask_vl.tasks.base import (
     check_ids,
     key_template,
 )
-from multitask_vl.tasks.files import Problems, items_of, official_id, read_results, walk, write_json
-from multitask_vl.tasks.layouts import key_of
-from multitask_vl.tasks.submissions import check_results, ids_of, one_line
+from multitask_vl.tasks.readers.formats import key_of
+from multitask_vl.tasks.readers.json_stream import Problems, items_of, official_id, read_results, walk, write_json
+from multitask_vl.tasks.readers.submissions import check_results, ids_of, one_line
 
 ImageKey = key_template("stem", "image_id")
 

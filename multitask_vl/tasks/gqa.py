@@ -11,9 +11,9 @@ from multitask_vl.metrics.bootstrap import interval_of_mean
 from multitask_vl.metrics.gqa import GQAQuestion, GQAScores, gqa_scores, kinds_of
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import Example, HiddenAnswers, Paths, Scores, SplitConfig, Task, check_ids, key_template
-from multitask_vl.tasks.files import Problems, read_results, short, walk, write_json
-from multitask_vl.tasks.layouts import soft_label
-from multitask_vl.tasks.submissions import check_results, ids_of, one_line
+from multitask_vl.tasks.readers.formats import soft_label
+from multitask_vl.tasks.readers.json_stream import Problems, read_results, short, walk, write_json
+from multitask_vl.tasks.readers.submissions import check_results, ids_of, one_line
 
 ImageKey = key_template("imageId")
 

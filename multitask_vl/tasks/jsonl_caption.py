@@ -10,8 +10,8 @@ from multitask_vl.config.schema import Positive, Section
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import Example, Names
 from multitask_vl.tasks.coco_caption import CaptionConfig, CocoCaption
-from multitask_vl.tasks.files import Problems, short
-from multitask_vl.tasks.own_items import IMAGE_FIELDS, OwnSplit, own_items
+from multitask_vl.tasks.readers.json_stream import Problems, short
+from multitask_vl.tasks.readers.jsonl_items import IMAGE_FIELDS, OwnSplit, own_items
 
 
 class OwnCaptionSplit(OwnSplit):

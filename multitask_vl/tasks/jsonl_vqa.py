@@ -14,10 +14,10 @@ from multitask_vl.metrics.bootstrap import interval_of_mean
 from multitask_vl.metrics.vqa_accuracy import HumanAnswers, normalize
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import Example, HiddenAnswers, Names, Scores
-from multitask_vl.tasks.layouts import answer_texts, text_or_none
-from multitask_vl.tasks.own_items import IMAGE_FIELDS, OwnSplit, first_of, own_items
+from multitask_vl.tasks.readers.formats import answer_texts, text_or_none
+from multitask_vl.tasks.readers.jsonl_items import IMAGE_FIELDS, OwnSplit, first_of, own_items
+from multitask_vl.tasks.readers.vqa_questions import Question, WithoutTarget
 from multitask_vl.tasks.vqa import VQA, VQAConfig
-from multitask_vl.tasks.vqa_questions import Question, WithoutTarget
 
 TEN = 10
 """Human answers of a question in VQA v2, whose accuracy is defined on them."""

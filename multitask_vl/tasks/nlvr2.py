@@ -10,15 +10,15 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from multitask_vl.config.schema import DecodingConfig, DecodingKind, TaskConfig
-from multitask_vl.durable import write_whole
 from multitask_vl.errors import InputError
 from multitask_vl.metrics.bootstrap import Interval, interval_of_mean
 from multitask_vl.metrics.nlvr2 import NLVR2Scores, nlvr2_scores
 from multitask_vl.registry import TASKS
+from multitask_vl.storage.atomic import write_whole
 from multitask_vl.tasks.base import Example, HiddenAnswers, Paths, Scores, SplitConfig, Task, check_ids, key_template
-from multitask_vl.tasks.files import Problems, json_lines, lines, records
-from multitask_vl.tasks.layouts import key_of
-from multitask_vl.tasks.submissions import check_lines, ids_of
+from multitask_vl.tasks.readers.formats import key_of
+from multitask_vl.tasks.readers.json_stream import Problems, json_lines, lines, records
+from multitask_vl.tasks.readers.submissions import check_lines, ids_of
 
 ImageKey = key_template("identifier", "pair", "img0", "img1")
 _OFFICIAL_KEYS, _LISTED_KEYS = ("{pair}-img0", "{pair}-img1"), ("{img0}", "{img1}")

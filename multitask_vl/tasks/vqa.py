@@ -15,10 +15,18 @@ from multitask_vl.metrics.bootstrap import interval_of_mean
 from multitask_vl.metrics.vqa_accuracy import HumanAnswers, vqa_accuracy
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import Example, HiddenAnswers, Scores, Task, check_ids
-from multitask_vl.tasks.files import Problems, items_of, official_id, read_results, short, walk, write_json
-from multitask_vl.tasks.layouts import text_or_none
-from multitask_vl.tasks.submissions import check_results, ids_of, one_line
-from multitask_vl.tasks.vqa_questions import Question, VQASplit, read_questions
+from multitask_vl.tasks.readers.formats import text_or_none
+from multitask_vl.tasks.readers.json_stream import (
+    Problems,
+    items_of,
+    official_id,
+    read_results,
+    short,
+    walk,
+    write_json,
+)
+from multitask_vl.tasks.readers.submissions import check_results, ids_of, one_line
+from multitask_vl.tasks.readers.vqa_questions import Question, VQASplit, read_questions
 
 
 class VQAConfig(TaskConfig):

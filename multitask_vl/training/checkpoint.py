@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch.nn import Parameter
 
-from multitask_vl.durable import sync
 from multitask_vl.errors import InputError
-from multitask_vl.methods.io import ADAPTER_FOLDER, TENSOR_FILE
+from multitask_vl.methods.artifact.adapter_io import ADAPTER_FOLDER, TENSOR_FILE
+from multitask_vl.storage.atomic import sync
 
 PREFIX = "step-"
 WRITING, REMOVING = ".writing-", ".removing-"

@@ -14,23 +14,24 @@ from accelerate.utils import broadcast_object_list
 
 from multitask_vl.config import Loaded
 from multitask_vl.config.schema import Config, TrainingConfig
-from multitask_vl.data.manifest import other_trunk, trunk_of
 from multitask_vl.data.schedule import Schedule
+from multitask_vl.data.store.manifest import other_trunk, trunk_of
 from multitask_vl.errors import InputError
 from multitask_vl.evaluation.evaluate import evaluate
-from multitask_vl.methods.io import add_scores, save_adapter
-from multitask_vl.models.sharded import Sharded
-from multitask_vl.tasks.files import write_json
-from multitask_vl.training import checkpoint, memory, sharding
-from multitask_vl.training.batches import loader
-from multitask_vl.training.best import splits_left
-from multitask_vl.training.clock import BETWEEN, StepClock, memory_mib
-from multitask_vl.training.interrupt import Interrupted, Interruption
-from multitask_vl.training.keeper import Keeper
-from multitask_vl.training.needs import splits_of
+from multitask_vl.methods.artifact.adapter_io import add_scores, save_adapter
+from multitask_vl.models.kernels.fsdp import Sharded
+from multitask_vl.run import distributed
+from multitask_vl.run.build import Run, make_accelerator, prepare
+from multitask_vl.run.checks import splits_of
+from multitask_vl.run.provenance import Mixture, Record, features_of
+from multitask_vl.tasks.readers.json_stream import write_json
+from multitask_vl.training import checkpoint, memory
+from multitask_vl.training.best_checkpoint import splits_left
+from multitask_vl.training.checkpoint_manager import Keeper
+from multitask_vl.training.dataloader import loader
 from multitask_vl.training.nonfinite import Skips, guilty_ids, is_finite, told
 from multitask_vl.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
-from multitask_vl.training.record import Mixture, Record, features_of
+from multitask_vl.training.preemption import Interrupted, Interruption
 from multitask_vl.training.resume import (
     claim_run_folder,
     the_same_everywhere,
@@ -38,7 +39,7 @@ from multitask_vl.training.resume import (
     what_changes_examples,
     where_to_start,
 )
-from multitask_vl.training.setup import Run, make_accelerator, prepare
+from multitask_vl.training.step_timer import BETWEEN, StepClock, memory_mib
 from multitask_vl.training.tracking import Metrics, Progress, start_trackers
 
 OTHER = "a signal to another process"
@@ -93,7 +94,7 @@ def _train(loaded: Loaded, accelerator: Accelerator, interruption: Interruption,
         model.enable_gradient_checkpointing()
     if settings.compile:
         model.compile_layers()
-    wrapped, prepared_optimizer, about_shards = sharding.wrapped(model, optimizer, accelerator)
+    wrapped, prepared_optimizer, about_shards = distributed.wrapped(model, optimizer, accelerator)
     progress = Progress(total, done, accelerator.is_main_process, config.tracking.line_every)
     claim_run_folder(loaded, accelerator, start_from, done, progress.say, held)
     facts = {"seed": config.seed, "data": read["data"], "features": features_of(run.store)}

@@ -18,7 +18,7 @@ from multitask_vl.config.schema import Config
 from multitask_vl.data.batch import Batch
 from multitask_vl.errors import InputError
 from multitask_vl.tasks.base import Task
-from multitask_vl.training.clock import StepClock, shown_images
+from multitask_vl.training.step_timer import StepClock, shown_images
 
 GIB = 2**30
 _SAID = ("can't allocate memory", "not enough memory", "out of memory", "cublas_status_alloc_failed")

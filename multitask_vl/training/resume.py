@@ -14,12 +14,12 @@ from accelerate.utils import gather_object
 from multitask_vl.config import Loaded, differences
 from multitask_vl.config.load import config_from
 from multitask_vl.config.schema import Config
-from multitask_vl.data.writer_lock import Busy, WriterLock
-from multitask_vl.durable import unfinished
 from multitask_vl.errors import InputError
-from multitask_vl.evaluation.alone import on_main_process
+from multitask_vl.run.checks import TRAIN
+from multitask_vl.run.main_process import on_main_process
+from multitask_vl.storage.atomic import unfinished
+from multitask_vl.storage.file_lock import Busy, WriterLock
 from multitask_vl.training import checkpoint
-from multitask_vl.training.needs import TRAIN
 
 
 def claim_run_folder(

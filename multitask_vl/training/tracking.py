@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from multitask_vl.config.schema import Config
-from multitask_vl.durable import write_whole
+from multitask_vl.storage.atomic import write_whole
 
 
 class Metrics:

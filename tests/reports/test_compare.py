@@ -13,9 +13,9 @@ import yaml
 from multitask_vl.errors import InputError
 from multitask_vl.metrics.bootstrap import interval_of_mean
 from multitask_vl.reports.compare import TABLES, compared, comparison_page, tables_of
-from multitask_vl.reports.formats import Range
-from multitask_vl.reports.pairs import pair
+from multitask_vl.reports.paired import pair
 from multitask_vl.reports.run import Prediction, read_run
+from multitask_vl.reports.table import Range
 from tests import tiny_run
 from tests.reports.run_folders import HEADLINES
 

@@ -12,8 +12,8 @@ from PIL import Image
 from multitask_vl.reports import __main__ as command
 from multitask_vl.reports.curves import loss_panels, score_panels, smoothed, thinned
 from multitask_vl.reports.gallery import choose, gallery
+from multitask_vl.reports.images import LONGEST_SIDE, embed, find_pictures, picture_folders
 from multitask_vl.reports.page import write_report
-from multitask_vl.reports.pictures import LONGEST_SIDE, embed, find_pictures, picture_folders
 from multitask_vl.reports.run import Prediction, read_run
 from tests.reports.run_folders import HEADLINES
 

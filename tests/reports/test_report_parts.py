@@ -9,13 +9,13 @@ import pytest
 
 from multitask_vl.metrics.bootstrap import interval_of_mean
 from multitask_vl.reports import __main__ as command
+from multitask_vl.reports.breakdowns import groups_of
 from multitask_vl.reports.confusion import OTHER, confusion
-from multitask_vl.reports.formats import Range
+from multitask_vl.reports.cost import mixture_of, parameters_of, time_of
 from multitask_vl.reports.gallery import read_predictions
-from multitask_vl.reports.kinds import groups_of
 from multitask_vl.reports.page import report, write_report
 from multitask_vl.reports.run import Prediction, read_run
-from multitask_vl.reports.spent import mixture_of, parameters_of, time_of
+from multitask_vl.reports.table import Range
 
 
 def answers(pairs) -> list[Prediction]:

@@ -12,12 +12,12 @@ import yaml
 
 from multitask_vl.errors import InputError
 from multitask_vl.reports import tables
-from multitask_vl.reports.control import check_control
 from multitask_vl.reports.figures import inline
-from multitask_vl.reports.formats import Column, Range, Spread, Table, cell, render
 from multitask_vl.reports.gallery import gallery
 from multitask_vl.reports.page import report
 from multitask_vl.reports.run import read_run
+from multitask_vl.reports.shuffled_control import check_control
+from multitask_vl.reports.table import Column, Range, Spread, Table, cell, render
 from tests.reports.run_folders import HEADLINES, STEPS
 
 

@@ -1,0 +1,1 @@
+"""Inspecting, verifying, merging, importing and exporting feature stores."""

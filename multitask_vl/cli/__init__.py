@@ -1,0 +1,1 @@
+"""The `multitask-vl` command and its subcommands."""

@@ -1,0 +1,1 @@
+"""The feature store: format, writer, readers and manifest."""

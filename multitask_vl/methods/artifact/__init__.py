@@ -1,0 +1,1 @@
+"""Saving, loading, sharing and exporting adapters."""

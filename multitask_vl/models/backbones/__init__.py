@@ -1,0 +1,1 @@
+"""Language-model families, one file each."""

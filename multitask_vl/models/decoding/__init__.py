@@ -1,0 +1,1 @@
+"""Generation, shared-KV beam search and answer ranking."""

@@ -1,0 +1,1 @@
+"""Chunked cross-entropy, CPU dropout, CPU precision and FSDP."""

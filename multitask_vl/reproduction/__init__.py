@@ -1,0 +1,1 @@
+"""Published rows, their configurations and parameter counts."""

@@ -1,0 +1,1 @@
+"""Input checks, run assembly, provenance and distributed setup."""

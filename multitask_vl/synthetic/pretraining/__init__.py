@@ -1,0 +1,1 @@
+"""Pretraining of the bundled tiny CLIP and BART."""

@@ -1,0 +1,1 @@
+"""Annotation formats, JSON streaming and submission checks."""

@@ -1,0 +1,1 @@
+"""Comparisons on the synthetic world: code and recorded runs."""

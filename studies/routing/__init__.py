@@ -1,0 +1,1 @@
+"""The routing study: runs, tables and record."""

@@ -1,0 +1,1 @@
+"""Does training on the synthetic data work: runs, controls and tables."""
