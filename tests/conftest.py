@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.browser import browser as browser
+from tests.chromium import browser as browser
 
 SHARED = Path(__file__).resolve().parents[1].parent / "shared"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.browser import Browser
+from tests.chromium import Browser
 
 RIGHT = "<!doctype html><title>t</title><main><p>right</p></main>"
 WRONG = """<!doctype html><title>t</title><main><img src="absent.png" alt="a missing picture">

@@ -5,7 +5,7 @@ import pytest
 from multitask_vl.reports.compare import compared, comparison_page
 from multitask_vl.reports.html import write_page
 from multitask_vl.reports.run import read_run
-from tests.browser import Browser, check_on_paper
+from tests.chromium import Browser, check_on_paper
 from tests.reports.run_folders import HEADLINES, make_run, make_world
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.browser import Browser, check_on_paper
+from tests.chromium import Browser, check_on_paper
 from tests.reports.run_folders import hostile_page
 
 

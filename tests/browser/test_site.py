@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from tests import tiny_run
-from tests.browser import Browser
+from tests.chromium import Browser
 
 DOCS = tiny_run.ROOT / "docs"
 

@@ -28,7 +28,7 @@ from multitask_vl.inference import Pipeline
 from multitask_vl.inference.attention import attention
 from multitask_vl.methods.artifact.adapter_io import save_adapter
 from tests import tiny_run
-from tests.browser import Browser
+from tests.chromium import Browser
 from tests.demo_server import MISSING, serving
 from tests.drawn_images import DIM, SIDE, TINY, picture, tiny_weights
 from tests.tiny_artifacts import built
