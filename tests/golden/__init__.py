@@ -1,1 +1,1 @@
-"""Do we compute what the published code computes: recorded numbers, and the runner that compares with them."""
+"""Recorded numbers of the published code, and the runner that compares this project with them."""

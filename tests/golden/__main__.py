@@ -1,32 +1,37 @@
-"""Does each of these recorded files reproduce: ``python -m tests.golden FILE...``, a line a file.
+"""Compare recorded files with this project: ``python -m tests.golden FILE...``, one line per file.
 
-A line has the file's name, the worst absolute difference, and pass, fail (with the first reason) or not understood
-(with why). The exit code is 0 if every file passes.
+A line has the file's name, the worst absolute difference, and ``pass``, ``fail`` (with the first reason) or
+``unsupported`` (with the reason). Recorded outputs that this version does not know are ignored and named at the end of
+the line. The exit code is 0 if every file passes.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from multitask_vl.errors import InputError
-from tests.golden.fixture import Fixture, NotUnderstood, Report, read
+from tests.golden.encoders import PIXELS, run_encoder
+from tests.golden.fixture import Fixture, Report, UnsupportedFile, read
 from tests.golden.layers import run_layer
 from tests.golden.models import run_losses, run_model, run_training
-from tests.golden.trunk import PIXELS, run_trunk
 
 
 def run(path: Path) -> Report:
-    """Compare one file; NotUnderstood if it is of a kind that this version has not."""
+    """Compare one file.
+
+    Raises:
+        UnsupportedFile: a file of a kind that this version does not support.
+    """
     try:
         fixture = read(path)
         return _runner(fixture)(fixture)
     except (InputError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        raise NotUnderstood(f"{type(error).__name__}: {error}") from error
+        raise UnsupportedFile(f"{type(error).__name__}: {error}") from error
 
 
-def _runner(fixture: Fixture):
+def _runner(fixture: Fixture) -> Callable[[Fixture], Report]:
     if "module" in fixture.meta:
         return run_layer
     if "task_of_step" in fixture.meta:
@@ -34,14 +39,14 @@ def _runner(fixture: Fixture):
     if "input/logits" in fixture.tensors:
         return run_losses
     if PIXELS in fixture.tensors:
-        return run_trunk
+        return run_encoder
     if "trainable" in fixture.meta and any(name.startswith("output/") for name in fixture.tensors):
         return run_model
-    raise NotUnderstood(f"a file of kind {fixture.meta.get('fixture', 'unknown')!r}")
+    raise UnsupportedFile(f"a file of kind {fixture.meta.get('fixture', 'unknown')!r}")
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Print a line a file; 0 if all pass, 1 otherwise, 2 without files."""
+    """Print one line per file; returns 0 if all pass, 1 otherwise, 2 without files."""
     if not arguments:
         print(__doc__, file=sys.stderr)
         return 2
@@ -51,13 +56,14 @@ def main(arguments: Sequence[str]) -> int:
     for path in paths:
         try:
             report = run(path)
-        except NotUnderstood as reason:
+        except UnsupportedFile as reason:
             passed = False
-            print(f"{path.name:<{width}}  {'-':>8}  not understood: {' '.join(str(reason).split())}")
+            print(f"{path.name:<{width}}  {'-':>8}  unsupported: {' '.join(str(reason).split())}")
             continue
-        verdict = f"fail: {report.failures[0]} ({len(report.failures)} in all)" if report.failures else "pass"
+        verdict = f"fail: {report.failures[0]} ({len(report.failures)} in total)" if report.failures else "pass"
+        ignored = f"  (ignored: {', '.join(dict.fromkeys(report.ignored))})" if report.ignored else ""
         passed = passed and not report.failures
-        print(f"{path.name:<{width}}  {report.worst:8.1e}  {verdict}")
+        print(f"{path.name:<{width}}  {report.worst:8.1e}  {verdict}{ignored}")
     return 0 if passed else 1
 
 

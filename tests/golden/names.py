@@ -1,4 +1,4 @@
-"""Which method made a file, and which of our tensors is which of the source's."""
+"""Mapping of a file to our method and of its tensor names to ours."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ import importlib
 import pkgutil
 from collections.abc import Iterator
 from types import ModuleType
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
 
 from multitask_vl.config.schema import MethodConfig
 from multitask_vl.models.seq2seq import VLSeq2Seq
 from tests.golden import sources
-from tests.golden.fixture import Fixture, NotUnderstood
+from tests.golden.fixture import Fixture, UnsupportedFile
 
 VISUAL = {
     "feat_embedding.0": "project",
@@ -26,6 +26,8 @@ SOURCES: list[ModuleType] = [
     importlib.import_module(f"{sources.__name__}.{one.name}") for one in pkgutil.iter_modules(sources.__path__)
 ]
 
+_OWN_NAMES: WeakKeyDictionary[VLSeq2Seq, dict[str, str]] = WeakKeyDictionary()
+
 
 def tasks_of(fixture: Fixture) -> list[str]:
     """Tasks of the source's run, in its order."""
@@ -37,39 +39,39 @@ def tasks_of(fixture: Fixture) -> list[str]:
 
 
 def methods_of(fixture: Fixture) -> list[MethodConfig]:
-    """The methods that have these tensors and train these names."""
+    """The methods that have these tensors and train these parameters."""
     methods = [found for source in SOURCES if hasattr(source, "found") and (found := source.found(fixture))]
     if not methods:
-        whole = any(name.endswith("shared.weight") for name in fixture.meta["trainable"])
-        methods.append(MethodConfig(name="full" if whole else "bitfit" if fixture.trained_biases else "frozen"))
+        is_full = any(name.endswith("shared.weight") for name in fixture.meta["trainable"])
+        methods.append(MethodConfig(name="full" if is_full else "bitfit" if fixture.trained_biases else "frozen"))
     return methods
 
 
 def used(fixture: Fixture) -> Fixture:
-    """The file without tensors that no output depends on; NotUnderstood if a gradient reached one all the same."""
+    """The file without tensors that no output depends on; `UnsupportedFile` if one of them has a gradient."""
     trainable = fixture.meta["trainable"]
-    asked = [source.unused for source in SOURCES if hasattr(source, "unused")]
-    idle = {name for name in fixture.weights if any(unused(name) for unused in asked)}
-    kept = [i for i, name in enumerate(trainable) if name not in idle]
+    predicates = [source.unused for source in SOURCES if hasattr(source, "unused")]
+    idle = {name for name in fixture.weights if any(unused(name) for unused in predicates)}
+    used_indices = [i for i, name in enumerate(trainable) if name not in idle]
     tensors = {name: value for name, value in fixture.tensors.items() if name.removeprefix("weight/") not in idle}
     for name, norms in fixture.tensors.items():
         if name.startswith("grad_norm/"):
-            tensors[name] = norms[kept]
+            tensors[name] = norms[used_indices]
             reached = [one for one, norm in zip(trainable, norms, strict=True) if one in idle and norm != -1]
             if reached:
-                raise NotUnderstood(f"{reached[0]} was held for unused, but has a gradient")
-    return Fixture(fixture.path, fixture.meta | {"trainable": [trainable[i] for i in kept]}, tensors)
+                raise UnsupportedFile(f"{reached[0]} was assumed to be unused, but has a gradient")
+    return Fixture(fixture.path, fixture.meta | {"trainable": [trainable[i] for i in used_indices]}, tensors)
 
 
 def ours(model: VLSeq2Seq, name: str) -> str:
-    """Our name of the tensor that the source calls ``name``, or of the one it is a part of; NotUnderstood if none."""
+    """Our name of the source's tensor ``name``, or of the tensor it is part of; `UnsupportedFile` if none."""
     return _place(model, name)[0]
 
 
 def part(model: VLSeq2Seq, name: str, tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
-    """Of our tensor (or its gradient) what the source calls ``name``: all of it, or a block as long as ``like``.
+    """The part of our tensor (or its gradient) that corresponds to the source's ``name``.
 
-    A vector may be a row or a column there.
+    It is the whole tensor, or a block of ``len(like)`` rows. A vector may be a row or a column in the source.
     """
     block = _place(model, name)[1]
     own = tensor if block is None else tensor[block * len(like) : (block + 1) * len(like)]
@@ -77,36 +79,38 @@ def part(model: VLSeq2Seq, name: str, tensor: torch.Tensor, like: torch.Tensor) 
 
 
 def load_weights(model: VLSeq2Seq, fixture: Fixture) -> None:
-    """Put the recorded weights in; every tensor on both sides must find its partner."""
+    """Load the recorded weights. Every tensor on either side must have exactly one counterpart."""
     parameters = dict(model.named_parameters())
     filled: dict[tuple[str, int | None], str] = {}
-    left = {name: parameter.numel() for name, parameter in parameters.items()}
+    missing_numel = {name: parameter.numel() for name, parameter in parameters.items()}
     with torch.no_grad():
         for name, value in fixture.weights.items():
             own, block = _place(model, name)
             if (own, block) in filled:
-                raise NotUnderstood(f"{name} and {filled[own, block]} are two tensors there, and one here ({own})")
+                raise UnsupportedFile(
+                    f"{name} and {filled[own, block]} are two tensors in the file but one here ({own})"
+                )
             target = part(model, name, parameters[own], value)
             if target.shape != value.shape:
-                raise NotUnderstood(f"{name} is {list(value.shape)} there and {list(target.shape)} here")
+                raise UnsupportedFile(f"{name} is {list(value.shape)} in the file and {list(target.shape)} here")
             target.copy_(value)
             filled[own, block] = name
-            left[own] -= value.numel()
-    if missing := [name for name in parameters if left[name]]:
-        raise NotUnderstood(f"nothing recorded for {len(missing)} of our tensors (first: {missing[0]})")
+            missing_numel[own] -= value.numel()
+    if missing := [name for name in parameters if missing_numel[name]]:
+        raise UnsupportedFile(f"nothing recorded for {len(missing)} of our tensors (first: {missing[0]})")
     for alias, stored in fixture.aliases.items():
         if not alias.endswith("obj_order_embedding.weight") and _place(model, alias) != _place(model, stored):
-            raise NotUnderstood(f"{alias} and {stored} are one tensor there, and two here")
+            raise UnsupportedFile(f"{alias} and {stored} are one tensor in the file but two here")
 
 
 def _place(model: VLSeq2Seq, name: str) -> tuple[str, int | None]:
-    """Our name of a tensor, and which block of its rows it is; None: all of it."""
-    known = dict(model.named_parameters(remove_duplicate=False))
+    """Our name of a tensor, and the block of its rows; None: all rows."""
+    known = _own_names(model)
     for candidate in _candidates(name):
         own, block = candidate if isinstance(candidate, tuple) else (candidate, None)
         if own in known:
-            return _first_name(model, known[own]), block
-    raise NotUnderstood(f"tensor {name} belongs to no method of this version")
+            return known[own], block
+    raise UnsupportedFile(f"tensor {name} belongs to no method of this version")
 
 
 def _candidates(name: str) -> Iterator[str | tuple[str, int]]:
@@ -124,8 +128,12 @@ def _candidates(name: str) -> Iterator[str | tuple[str, int]]:
     yield from (f"lm.{parent}.{depth}{kind}" for depth in ("", "base.", "base.base."))
 
 
-def _first_name(model: VLSeq2Seq, parameter: nn.Parameter) -> str:
-    return next(name for name, other in model.named_parameters() if other is parameter)
+def _own_names(model: VLSeq2Seq) -> dict[str, str]:
+    """Every name of our parameters -> the first name of that parameter."""
+    if model not in _OWN_NAMES:
+        first = {parameter: name for name, parameter in model.named_parameters()}
+        _OWN_NAMES[model] = {name: first[one] for name, one in model.named_parameters(remove_duplicate=False)}
+    return _OWN_NAMES[model]
 
 
 def _tasks(name: str) -> list[str]:

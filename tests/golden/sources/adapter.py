@@ -1,4 +1,4 @@
-"""How are adapters named: one per place, in a dictionary of tasks."""
+"""Adapters: one per sublayer, in a dictionary of tasks."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ PLACES = {
     },
     "block": {"attn": "SelfAttention.o", "enc_attn": "EncDecAttention.o", "ff": "DenseReluDense.wo"},
 }
-"""BART's layers and T5's blocks: what the source calls a place -> the map that stands there."""
+"""BART's layers and T5's blocks: sublayer in the source -> the linear layer at that site."""
 NAME = re.compile(
     r"(?P<holder>(?:model\.)?(?:encoder|decoder)\.(?P<blocks>layers|block)\.\d+(?:\.layer\.\d+)?)\."
     r"(?P<place>\w+)_adapter\."
     r"(?:adapters\.(?P<task>\w+)\.(?P<half>down|up)_sampler|(?P<norm>pre|post)_(?:layer_)?norm)"
     r"\.(?P<kind>\w+)"
 )
-"""Other methods call other tensors by the same names, up to the last part."""
+"""Other methods use the same names for other tensors, except for the last part."""
 
 
 def found(fixture: Fixture) -> AdapterConfig | None:
-    """Rank, sharing and norms, read off the tensors."""
+    """The configuration that the tensors imply: rank, sharing and norms."""
     downs = [name for name in fixture.weights if NAME.fullmatch(name) and name.endswith("down_sampler.weight")]
     if not downs:
         return None
@@ -42,13 +42,13 @@ def found(fixture: Fixture) -> AdapterConfig | None:
 
 
 def shared(downs: list[str], ups: list[str]) -> dict[str, str]:
-    """Our setting, from the names of stored down- and up-projections."""
+    """The `sharing` setting implied by the names of stored down- and up-projections."""
     kinds = {(False, False): "single", (True, True): "per_task", (True, False): "shared_up"}
     return {"sharing": kinds.get((own(downs), own(ups)), "shared_down")}
 
 
 def norms(fixture: Fixture) -> dict[str, str | bool]:
-    """Our settings of norms: the backbone's that are trained, and the adapters' own."""
+    """The norm settings: trained norms of the backbone, and norms inside the adapters."""
     every = (*fixture.weights, *fixture.aliases)
     extra = {f"{which}_norm": re.compile(rf"_adapter\.{which}_(layer_)?norm") for which in ("pre", "post")}
     return {"train_layer_norms": fixture.trained_norms} | {
@@ -57,12 +57,12 @@ def norms(fixture: Fixture) -> dict[str, str | bool]:
 
 
 def own(names: list[str]) -> bool:
-    """Whether tasks have their own: more than one stored tensor at the same place."""
+    """Whether tasks have separate tensors at the same site."""
     return len({found for name in names if (found := task(name))}) > 1
 
 
 def names(name: str) -> Iterator[str]:
-    """The wrapped map's own parts."""
+    """Our candidate names of a tensor."""
     if not (match := NAME.fullmatch(name)):
         return
     if match["norm"]:
@@ -72,12 +72,12 @@ def names(name: str) -> Iterator[str]:
 
 
 def site(match: re.Match) -> str:
-    """Our name of the map that stands at a place."""
+    """Our name of the linear layer at a site."""
     return f"lm.{match['holder']}.{PLACES[match['blocks']].get(match['place'])}"
 
 
 def halves(match: re.Match) -> Iterator[str]:
-    """What one half of a place may be called: the task's own, or what all share."""
+    """Our candidate names of a projection: the task's own, or the shared one."""
     yield from (f"{site(match)}.{match['half']}.{one}" for one in (match["task"], EVERY_TASK))
 
 

@@ -1,4 +1,4 @@
-"""How are compacters named: as adapters are, with a rule, slices or their two factors, and b for each half."""
+"""Compacters: named as adapters, with a PHM rule, slices or their two factors, and b per projection."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tests.golden.fixture import Fixture
 from tests.golden.sources import adapter
 
 OURS = {"W": "W", "W_left": "L", "W_right": "R", "b": "b", "phm_rule": "rule.A"}
-"""Parts of a half: the source's name -> ours. One rule for all lies at the top of the source's model."""
+"""Tensors of a projection: name in the source -> ours. A rule shared by all is at the top of the source's model."""
 
 
 def found(fixture: Fixture) -> CompacterConfig | None:
-    """Sizes and sharing of slices and rules, read off the tensors."""
+    """The configuration that the tensors imply: sizes, and sharing of slices and rules."""
     slices = {name: value for name, value in fixture.weights.items() if name.endswith((".W", ".W_left"))}
     downs = [name for name, value in slices.items() if ".down_sampler." in name and value.ndim == 3]
     if not downs:
@@ -22,10 +22,10 @@ def found(fixture: Fixture) -> CompacterConfig | None:
     factorized = downs[0].endswith("_left")
     return CompacterConfig(
         name="compacter",
-        n=len(first),
+        phm_dim=len(first),
         rank=len(fixture.weights[f"{downs[0].rpartition('.')[0]}.b"]),
-        rule=_rule(fixture, len(slices)),
-        factorized=factorized,
+        phm_rule=_rule(fixture, len(slices)),
+        factorized_phm=factorized,
         factor_rank=first.shape[2] if factorized else 1,
         **adapter.shared(downs, [name for name in slices if ".up_sampler." in name]),
         **adapter.norms(fixture),
@@ -33,7 +33,7 @@ def found(fixture: Fixture) -> CompacterConfig | None:
 
 
 def _rule(fixture: Fixture, maps: int) -> str:
-    """Whose the rules are: as many as maps, a single one, or one for each half of each place."""
+    """The `phm_rule` setting: one rule per layer, a single one, or one per projection of each site."""
     rules = [name for name in fixture.weights if name.endswith("phm_rule")]
     if len(rules) == maps:
         return "own"
@@ -41,11 +41,11 @@ def _rule(fixture: Fixture, maps: int) -> str:
 
 
 def names(name: str) -> Iterator[str]:
-    """The parts of one task's half, and a rule where it may belong to more than one."""
+    """Our candidate names of a tensor; a rule may be shared by several projections."""
     match = adapter.NAME.fullmatch(name)
     if match and match["half"] and match["kind"] in OURS:
         yield from (f"{half}.{OURS[match['kind']]}" for half in adapter.halves(match))
         if match["kind"] == "phm_rule":
             yield f"{adapter.site(match)}.{match['half']}_rule.A"
     if name.rpartition(".")[2] == "phm_rule":
-        yield "beside.compacter.A"
+        yield "shared_modules.compacter.A"

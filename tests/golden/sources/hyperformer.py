@@ -1,4 +1,4 @@
-"""How is HyperFormer named: vectors of tasks beside the stacks, and in each stack a table of layers and its maps."""
+"""HyperFormer: task embeddings outside the stacks, and in each stack layer embeddings and generator heads."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ NARROW = re.compile(r"task_hypernet\.task_embedd?ing_generator\.(?P<part>[02]\.(
 PARTS = {
     "layer_id_embeddings.weight": "layers.weight",
     "adapters_block_type.weight": "kinds.weight",
-    "LayerNorm.weight": "narrow.3.weight",
-    "LayerNorm.bias": "narrow.3.bias",
+    "LayerNorm.weight": "project.3.weight",
+    "LayerNorm.bias": "project.3.bias",
 }
-"""Other parts of a stack's generator: the source's name -> ours."""
+"""Other tensors of a stack's generator: name in the source -> ours."""
 
 
 def found(fixture: Fixture) -> HyperformerConfig | None:
-    """Sizes and kind, read off the tensors."""
+    """The configuration that the tensors imply: sizes and kind of generator."""
     stack = {
         own: value
         for name, value in fixture.weights.items()
@@ -42,8 +42,8 @@ def found(fixture: Fixture) -> HyperformerConfig | None:
         rank=len(stack[f"{heads}.down_bias.weight"]),
         generator="efficient" if efficient else "unique",
         task_dim=stack["layers.weight"].shape[1],
-        hidden_dim=len(stack["narrow.0.weight"]),
-        projected_dim=len(stack["narrow.2.weight"]),
+        hidden_dim=len(stack["project.0.weight"]),
+        projected_dim=len(stack["project.2.weight"]),
         train_layer_norms=fixture.trained_norms,
         pre_norm=f"{heads}.pre_weight.weight" in stack,
         post_norm=f"{heads}.post_weight.weight" in stack,
@@ -51,29 +51,29 @@ def found(fixture: Fixture) -> HyperformerConfig | None:
 
 
 def names(name: str) -> Iterator[str]:
-    """Parts of the method's own module."""
+    """Our candidate names of a tensor in the method's shared module."""
     if match := VECTOR.fullmatch(name):
-        yield f"beside.hyperformer.tasks.{match['task']}"
+        yield f"shared_modules.hyperformer.tasks.{match['task']}"
     elif (match := STACK.fullmatch(name)) and (part := _part(match["rest"])):
-        yield f"beside.hyperformer.{match['stack']}.{part}"
+        yield f"shared_modules.hyperformer.{match['stack']}.{part}"
 
 
 def unused(name: str) -> bool:
-    """The encoder, too, has maps for norms of cross-attention's adapters, which it has not."""
+    """Whether a tensor is unused: the encoder has heads for cross-attention adapters, which it lacks."""
     match = STACK.fullmatch(name)
     return bool(match) and match["stack"] == "encoder" and match["rest"].startswith("cross_attention_")
 
 
 def task(name: str) -> str | None:
-    """The task that a vector belongs to."""
+    """The task of a task embedding."""
     match = VECTOR.fullmatch(name)
     return match["task"] if match else None
 
 
 def _part(rest: str) -> str | None:
-    """Our name of a part of a stack's generator."""
+    """Our name of a tensor in a stack's generator."""
     if match := HEAD.fullmatch(rest):
         return f"heads.{BLOCKS[match['block']]}.{match['half'] or match['norm']}_{match['what']}.{match['kind']}"
     if match := NARROW.fullmatch(rest):
-        return f"narrow.{match['part']}"
+        return f"project.{match['part']}"
     return PARTS.get(rest)

@@ -1,4 +1,4 @@
-"""How is LoRA named: two dictionaries of tasks beside a projection."""
+"""LoRA: two dictionaries of tasks in a projection."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ NAME = re.compile(r"(?P<site>(?:model\.)?(?:encoder|decoder)\..*\.\w+)\.lora_(?P
 
 
 def found(fixture: Fixture) -> LoraConfig | None:
-    """Rank and sharing read off the tensors, alpha off the arguments."""
+    """The configuration: rank and sharing from the tensors, alpha from the arguments."""
     downs = [name for name in fixture.weights if ".lora_As." in name]
     if not downs:
         return None
@@ -28,7 +28,7 @@ def found(fixture: Fixture) -> LoraConfig | None:
 
 
 def names(name: str) -> Iterator[str]:
-    """The wrapped map's A or B."""
+    """Our candidate names of a site's A or B."""
     if match := NAME.fullmatch(name):
         yield from (f"lm.{match['site']}.{match['half']}.{one}.weight" for one in (match["task"], EVERY_TASK))
 

@@ -1,4 +1,4 @@
-"""How are low-rank adapters named: as adapters are, with two factors and b for each half."""
+"""Low-rank adapters: named as adapters, with two factors and b per projection."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from tests.golden.fixture import Fixture
 from tests.golden.sources import adapter
 
 OURS = {"W_left": "L", "W_right": "R", "b": "b"}
-"""Parts of a half: the source's name -> ours."""
+"""Tensors of a projection: name in the source -> ours."""
 
 
 def found(fixture: Fixture) -> LowRankAdapterConfig | None:
-    """Sizes and sharing, read off the tensors; a compacter's factors are stacks of n."""
+    """The configuration that the tensors imply; a compacter's factors have one more dimension."""
     factors = [name for name, value in fixture.weights.items() if name.endswith(".W_left") and value.ndim == 2]
     downs = [name for name in factors if ".down_sampler." in name]
     if not downs:
@@ -28,7 +28,7 @@ def found(fixture: Fixture) -> LowRankAdapterConfig | None:
 
 
 def names(name: str) -> Iterator[str]:
-    """The parts of one task's half."""
+    """Our candidate names of a tensor."""
     match = adapter.NAME.fullmatch(name)
     if match and match["half"] and match["kind"] in OURS:
         yield from (f"{half}.{OURS[match['kind']]}" for half in adapter.halves(match))

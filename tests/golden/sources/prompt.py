@@ -1,4 +1,4 @@
-"""How are prompts named: a dictionary of tasks in the encoder, each a table and the two maps of its MLP."""
+"""Prompts: a dictionary of tasks in the encoder, each an embedding and the two layers of its MLP."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ NAME = re.compile(
 
 
 def found(fixture: Fixture) -> PromptConfig | None:
-    """Length, width and sharing, read off the tensors."""
+    """The configuration that the tensors imply: number of tokens, width and sharing."""
     stored = {match["part"]: name for name in fixture.weights if (match := NAME.fullmatch(name))}
     if not stored:
         return None
     tasks = {match["task"] for name in fixture.weights if (match := NAME.fullmatch(name))}
     return PromptConfig(
         name="prompt",
-        length=len(fixture.weights[stored["0.weight"]]),
-        mid=len(fixture.weights[stored["1.weight"]]) if "1.weight" in stored else 1,
+        num_tokens=len(fixture.weights[stored["0.weight"]]),
+        hidden_dim=len(fixture.weights[stored["1.weight"]]) if "1.weight" in stored else 1,
         sharing="per_task" if len(tasks) > 1 else "single",
-        reparametrize="1.weight" in stored,
+        reparameterize="1.weight" in stored,
     )
 
 
 def names(name: str) -> Iterator[str]:
-    """The same part of the method's own module."""
+    """Our candidate names of a tensor in the method's shared module."""
     if match := NAME.fullmatch(name):
-        yield from (f"beside.prompt.{one}.{match['part']}" for one in (match["task"], EVERY_TASK))
+        yield from (f"shared_modules.prompt.{one}.{match['part']}" for one in (match["task"], EVERY_TASK))
 
 
 def task(name: str) -> str | None:

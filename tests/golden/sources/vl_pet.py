@@ -1,4 +1,4 @@
-"""How is VL-PET named: heads, an up-projection and a gate beside a sublayer; an adapter inside an attention."""
+"""VL-PET: heads, an up-projection and a gate next to a sublayer, and an adapter inside an attention."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ LAST_MAP = {
     "layers": {"attn": "self_attn.out_proj", "ff": "fc2"},
     "block": {"attn": "SelfAttention.o", "ff": "DenseReluDense.wo"},
 }
-"""BART's layers and T5's blocks: what the source calls a place -> the sublayer's last map."""
+"""BART's layers and T5's blocks: sublayer in the source -> the sublayer's last linear layer."""
 VALUE = {"encoder_attn": "v_proj", "EncDecAttention": "v"}
 """Cross-attention -> its value projection."""
 GRANULARITY = {
     "large_x_down": ("large", "down"),
     "large_x_up": ("large", "up"),
-    "middle_xy_add": ("middleX", "weigh"),
+    "middle_xy_add": ("middleX", "gate_proj"),
     "middle_ia3_add": ("middleY", "z"),
-    "small_xy_cat": ("small", "weigh"),
+    "small_xy_cat": ("small", "gate_proj"),
 }
-"""What the source calls a part of a gate -> whose part it is, and our name of it."""
+"""Tensor of a gate in the source -> its granularity, and our name."""
 ENCODER = re.compile(
     r"(?P<holder>(?:model\.)?encoder\.(?P<blocks>layers|block)\.\d+(?:\.layer\.\d)?)\."
     r"(?:(?P<place>attn|ff)_adapter_multihead_(?:down\.(?P<head>\d+)|up)|"
@@ -36,7 +36,7 @@ DECODER = re.compile(
 
 
 def found(fixture: Fixture) -> VLPetConfig | None:
-    """Granularity, ranks and heads read off the tensors; the scale off the arguments."""
+    """The configuration: granularity, ranks and heads from the tensors, the scale from the arguments."""
     matched = {name: match for name in fixture.weights if (match := ENCODER.fullmatch(name))}
     if not matched:
         return None
@@ -50,7 +50,7 @@ def found(fixture: Fixture) -> VLPetConfig | None:
         num_heads=1 + max(int(match["head"]) for match in matched.values() if match["head"]),
         gate_rank=_width(fixture, "_gating_large_x_down.weight", 0),
         gate_scale=fixture.argument("encoder_gating_scaling_factor", 1.0) if scaled else 1.0,
-        legacy_pad_mean=granularity == "small",
+        mean_over_padding=granularity == "small",
         decoder_rank=_width(fixture, ".down_sampler.weight", 0),
         decoder_sites=("value",) if any(DECODER.fullmatch(name) for name in fixture.weights) else (),
         train_layer_norms=fixture.trained_norms,
@@ -58,7 +58,7 @@ def found(fixture: Fixture) -> VLPetConfig | None:
 
 
 def names(name: str) -> Iterator[str | tuple[str, int]]:
-    """The wrapped map's own parts; a head is a block of the down-projection's rows."""
+    """Our candidate names of a tensor; a head is a block of rows of the down-projection."""
     if match := ENCODER.fullmatch(name):
         site = f"lm.{match['holder']}.{LAST_MAP[match['blocks']][match['place'] or match['gated']]}"
         kind = f".{match['kind']}" if match["kind"] else ""
