@@ -1,4 +1,4 @@
-"""May this run go on from that checkpoint: what of a configuration decides training, and how two of them differ."""
+"""Compatibility of configurations: which keys determine training, and how two configurations differ."""
 
 from __future__ import annotations
 
@@ -11,81 +11,89 @@ from typing import Any
 from multitask_vl.config.resolved import flatten
 from multitask_vl.config.schema import Config
 
-MEASURED = ("evaluation.final", "evaluation.caption_tokenizer", "tasks.*.decoding.*")
-"""Keys that decide what a score is of, though not what is trained."""
-MAY_DIFFER = (
+METRIC_KEYS = ("evaluation.final_splits", "evaluation.caption_tokenizer", "tasks.*.decoding.*")
+"""Keys that change the reported scores but not training."""
+RUNTIME_KEYS = (
     "run_dir",
     "cache_dir",
+    "reproduces",
+    "reproduces.*",
     "evaluation.*",
     "tracking.*",
     "tasks.*.decoding.*",
     "features.images",
     "features.shards",
     "features.compile",
-    "features.read",
+    "features.cache",
     "features.local_copy",
     "features.batch_size",
-    "features.workers",
+    "features.num_workers",
     "features.precision",
     "training.resume",
-    "training.log_every",
-    "training.checkpoint_every",
-    "training.keep_checkpoints",
+    "training.log_steps",
+    "training.checkpoint_steps",
+    "training.max_checkpoints",
     "training.keep_best*",
     "training.on_nonfinite",
-    "training.max_skips",
-    "training.workers",
+    "training.max_consecutive_skips",
+    "training.num_workers",
     "training.micro_batch_size",
     "training.on_oom",
     "training.gradient_checkpointing",
     "training.compile",
 )
-"""Keys that a resumed run may change: they decide where things go, what is measured and how memory is used;
-and what happens to a step that would have ended the run."""
+"""Keys that a resumed run may change: paths, evaluation, memory use, and the response to a step that cannot be used."""
+_MISSING = object()
 
 
 def fingerprint(config: Config | Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of everything that decides training, the same on every machine.
+    """SHA-256 (hex) of everything that determines training, equal on every machine.
 
     Args:
-        config: a configuration, or its ``model_dump(mode="json")`` as kept in a checkpoint.
+        config: a configuration, or its ``model_dump(mode="json")``.
     """
-    decisive = {".".join(keys): value for keys, value in _decisive(config).items()}
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(training_settings(config), sort_keys=True).encode()).hexdigest()
 
 
-def differences(old: Config | Mapping[str, Any], new: Config | Mapping[str, Any], measured: bool = False) -> list[str]:
-    """What forbids going on from ``old`` with ``new``: lines such as ``training.lr: was 0.001, is 0.0003``, or none.
+def differences(
+    old: Config | Mapping[str, Any], new: Config | Mapping[str, Any], include_metrics: bool = False
+) -> list[str]:
+    """Differences that prevent resuming: lines such as ``training.lr: was 0.001, is 0.0003``.
 
     Args:
-        old: the configuration that the checkpoint was made with, or its ``model_dump(mode="json")``.
-        new: the configuration now, likewise.
-        measured: tell differences of `MEASURED` as well.
+        old: the configuration of the checkpoint, or its ``model_dump(mode="json")``.
+        new: the current configuration, in either form.
+        include_metrics: also compare `METRIC_KEYS`.
     """
-    before, now, defaults = (_decisive(one, measured) for one in (old, new, Config()))
+    before, after, defaults = (training_settings(config, include_metrics) for config in (old, new, Config()))
     lines = []
-    for keys in dict.fromkeys([*before, *now]):
-        # a key that was not known when the checkpoint was made: what it does by default was done then
-        was, is_ = before.get(keys, defaults.get(keys, _Absent)), now.get(keys, _Absent)
-        if was != is_:
-            lines.append(f"{'.'.join(keys)}: was {_told(was)}, is {_told(is_)}")
+    for key in dict.fromkeys([*before, *after]):
+        # a key that did not exist when the checkpoint was written had today's default behavior
+        was, now = before.get(key, defaults.get(key, _MISSING)), after.get(key, _MISSING)
+        if was != now:
+            lines.append(f"{key}: was {_show(was)}, is {_show(now)}")
     return lines
 
 
-class _Absent:
-    """Stands for a key that one side does not have; None is a value."""
+def training_settings(config: Config | Mapping[str, Any], include_metrics: bool = False) -> dict[str, Any]:
+    """Settings that determine training, as dotted key -> value.
 
-
-def _told(value: Any) -> str:
-    return "not set" if value is _Absent else json.dumps(value)
-
-
-def _decisive(config: Config | Mapping[str, Any], measured: bool = False) -> dict[tuple[str, ...], Any]:
+    Args:
+        config: a configuration, or its ``model_dump(mode="json")``.
+        include_metrics: also return `METRIC_KEYS`.
+    """
     dumped = config.model_dump(mode="json") if isinstance(config, Config) else dict(config)
-    found = {}
-    for keys, value in flatten(dumped).items():
-        name = ".".join(keys)
-        may_differ = any(fnmatchcase(name, pattern) for pattern in MAY_DIFFER)
-        if not may_differ or (measured and any(fnmatchcase(name, pattern) for pattern in MEASURED)):
-            found[keys] = value
-    return found
+    settings = {".".join(keys): value for keys, value in flatten(dumped).items()}
+    return {
+        key: value
+        for key, value in settings.items()
+        if not _matches(key, RUNTIME_KEYS) or (include_metrics and _matches(key, METRIC_KEYS))
+    }
+
+
+def _matches(key: str, patterns: tuple[str, ...]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def _show(value: Any) -> str:
+    return "not set" if value is _MISSING else json.dumps(value)

@@ -1,4 +1,4 @@
-"""How does a YAML become the configuration of a run: compose, override, validate, remember every origin."""
+"""Loading of a configuration: compose files, apply overrides, validate, record origins."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from multitask_vl.config.compose import read_layers, without_removed
+from multitask_vl.config.compose import drop_removed, read_layers
 from multitask_vl.config.overrides import apply_overrides
 from multitask_vl.config.resolved import origins_of, resolved_text
 from multitask_vl.config.schema import Config
 from multitask_vl.config.validate import validate
-from multitask_vl.config.yaml_nodes import nodes_of
+from multitask_vl.config.yaml_nodes import to_nodes
 from multitask_vl.errors import InputError
-from multitask_vl.storage.atomic import write_whole
+from multitask_vl.storage.atomic import atomic_write
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A configuration and where each of its values came from.
+class LoadedConfig:
+    """A configuration with the origin of each value.
 
     Attributes:
         config: the validated configuration.
@@ -31,58 +31,58 @@ class Loaded:
     origins: dict[str, str]
 
     def write_resolved(self, path: Path) -> None:
-        """Write the whole configuration as one YAML with its origins; `load` of it gives an equal `Config`."""
-        write_whole(path, resolved_text(self.config, self.origins))
+        """Write the configuration as a single YAML file with origins; `load` of it returns an equal `Config`."""
+        atomic_write(path, resolved_text(self.config, self.origins))
 
 
-def load(path: Path | str, overrides: Sequence[str] = ()) -> Loaded:
-    """Read a YAML with all that it composes, change it by ``key=value`` words, and validate it.
+def load(path: Path | str, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """Read a YAML file with everything it composes, apply ``key=value`` overrides, and validate the result.
 
     Args:
         path: the YAML file.
-        overrides: words such as ``training.lr=1e-3``, ``method.rank=32``, ``tasks.gqa=null`` (takes the task out).
+        overrides: arguments such as ``training.lr=1e-3``, ``method.rank=32`` or ``tasks.gqa=null`` (removes the task).
 
     Raises:
-        InputError: with one line for every problem of every file and word. Where a file cannot be read at all the
-            values are not judged, since most of what could be said of them would be wrong.
+        InputError: one line for every problem in every file and override. If a file cannot be read, values are not
+            validated, because most of the resulting errors would be wrong.
     """
     problems: list[str] = []
     tree = read_layers(Path(path), problems)
     if tree is None:
-        raise InputError(_by_place(problems, path))
-    tree = without_removed(apply_overrides(tree, overrides, problems))
+        raise InputError(_sorted_by_place(problems, path))
+    tree = drop_removed(apply_overrides(tree, overrides, problems))
     config = validate(tree, problems)
     if config is None:
-        raise InputError(_by_place(problems, path))
-    return Loaded(config, origins_of(config, tree))
+        raise InputError(_sorted_by_place(problems, path))
+    return LoadedConfig(config, origins_of(config, tree))
 
 
 def load_config(path: Path | str, overrides: Sequence[str] = ()) -> Config:
-    """`load` for those who do not ask where the values came from."""
+    """Load a configuration without the origins of its values; see `load`."""
     return load(path, overrides).config
 
 
 def config_from(values: Mapping[str, Any], name: str) -> Config:
-    """The configuration that was dumped by ``model_dump(mode="json")`` and kept in an artefact.
+    """Rebuild a configuration from its ``model_dump(mode="json")``, such as the one saved with an adapter.
 
-    ``Config.model_validate`` alone does not know the keys of tasks and methods; this looks their classes up first.
+    Unlike ``Config.model_validate``, this finds the classes that define the keys of tasks and methods.
 
     Args:
-        values: the dump.
-        name: what errors call it, e.g. the path of the file it was kept in.
+        values: the dumped configuration.
+        name: its name in error messages, such as the path of the file that contains it.
 
     Raises:
-        InputError: with one line for every problem, as by `load`.
+        InputError: one line for every problem.
     """
     problems: list[str] = []
-    config = validate(nodes_of(dict(values), name), problems)
+    config = validate(to_nodes(dict(values), name), problems)
     if config is None:
         raise InputError(problems)
     return config
 
 
-def _by_place(problems: list[str], first: Path | str) -> list[str]:
-    """Problems file by file, the one asked for first, and top to bottom, as one mends them."""
+def _sorted_by_place(problems: list[str], first: Path | str) -> list[str]:
+    """Problems grouped by file, ``first`` before the others, in line order."""
     places = [re.match(r"(.+?):(\d+): ", problem) for problem in problems]
     files = list(dict.fromkeys([str(first), *(place[1] for place in places if place)]))
     keys = [(files.index(place[1]) + 1, int(place[2])) if place else (0, 0) for place in places]

@@ -1,4 +1,4 @@
-"""Where is a file that ships with the project: `embedded:...` names in YAML become paths."""
+"""Files that ship with the project: configurations, launch scripts and the weights behind `bundled:` names."""
 
 from __future__ import annotations
 
@@ -7,25 +7,30 @@ from pathlib import Path
 from multitask_vl.config.yaml_nodes import did_you_mean
 from multitask_vl.errors import InputError
 
-EMBEDDED = "embedded:"
-WEIGHTS = Path(__file__).resolve().parents[1] / "synthetic" / "weights"
+BUNDLED = "bundled:"
+_PACKAGE = Path(__file__).resolve().parents[1]
+WEIGHTS_DIR = _PACKAGE / "synthetic" / "weights"
+RESOURCES_DIR = _PACKAGE if (_PACKAGE / "configs").is_dir() else _PACKAGE.parent
+"""Folder of `launch/` and `configs/`: the package itself when installed from a wheel, otherwise the checkout."""
+CONFIGS_DIR = RESOURCES_DIR / "configs"
 
 
 def locate(name_or_path: str) -> str:
-    """The path behind ``embedded:bart``, ``embedded:clip/model.safetensors``, ...; every other string as it is.
+    """Path of a bundled file or folder, such as ``bundled:bart`` or ``bundled:clip/model.safetensors``.
+
+    Any other string is returned unchanged.
 
     Raises:
-        InputError: nothing of that name ships with the project.
+        InputError: the project ships nothing of this name.
     """
-    if not name_or_path.startswith(EMBEDDED):
+    if not name_or_path.startswith(BUNDLED):
         return name_or_path
-    rest = name_or_path.removeprefix(EMBEDDED)
-    path = WEIGHTS / rest
-    if rest and path.exists() and path.resolve().is_relative_to(WEIGHTS):
+    name = name_or_path.removeprefix(BUNDLED)
+    path = WEIGHTS_DIR / name
+    if name and path.exists() and path.resolve().is_relative_to(WEIGHTS_DIR):
         return str(path)
-    known = sorted(one.relative_to(WEIGHTS).as_posix() for one in WEIGHTS.rglob("*"))
-    near = did_you_mean(rest, known, "there")
+    known = sorted(entry.relative_to(WEIGHTS_DIR).as_posix() for entry in WEIGHTS_DIR.rglob("*"))
     raise InputError(
-        f"{name_or_path}: nothing of this name in {WEIGHTS}{near} Recipes that make these files: "
-        "python -m multitask_vl.synthetic.pretraining.pretrain {clip,bart}"
+        f"{name_or_path}: not found in {WEIGHTS_DIR}{did_you_mean(name, known, 'available')} To rebuild these files: "
+        "python -m multitask_vl.synthetic.pretraining {clip,bart}"
     )

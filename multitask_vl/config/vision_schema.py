@@ -1,4 +1,4 @@
-"""What may stand in a configuration about images: the trunk, its features, and how they become tokens."""
+"""Schema of the image sections: vision encoder, feature store, visual embedding."""
 
 from __future__ import annotations
 
@@ -7,74 +7,77 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from multitask_vl.config.base_model import Positive, Section, Spread, Url
+from multitask_vl.config.base_model import PositiveFloat, PositiveInt, Section, Url
 
 
 class VisualConfig(Section):
-    """How grid features become tokens (VL-Adapter's visual embedding)."""
+    """The visual embedding, which maps grid features to visual tokens (VL-Adapter)."""
 
-    feature_dim: Positive = 2048
-    """Channels of a grid cell; must agree with the feature store."""
-    pool: tuple[Positive, Positive] | None = (6, 6)
-    """Adaptive max-pool of each image's grid, rows by columns. None: cells as stored."""
-    max_images: Positive = 2
-    """Rows of the image-order embedding."""
-    boxes: Literal["zeros", "grid"] = "zeros"
-    """What enters the box branch: zeros as published, or each cell's own corners in [0, 1]."""
+    feature_dim: PositiveInt = 2048
+    """Channels per grid cell; must match the feature store."""
+    pool: tuple[PositiveInt, PositiveInt] | None = (6, 6)
+    """Adaptive max pooling of each image's grid to [rows, columns]. Null: no pooling."""
+    max_images: PositiveInt = 2
+    """Maximum number of images per example (size of the image-order embedding)."""
+    box_coords: Literal["zeros", "grid"] = "zeros"
+    """Input of the box layer: zeros (published), or the corners of each grid cell in [0, 1]."""
     order_embedding: bool = True
-    """Add image-order and cell-order embeddings (the latter are rows of the frozen word embedding)."""
-    standardize: bool = False
-    """Start the projection so that it standardises each channel by the training features' mean and spread (an initial
-    value only). Off in the published recipe."""
+    """Add embeddings of the image order and of the position in the grid (rows of the frozen word embedding)."""
+    init_normalize: bool = False
+    """Initialize the projection such that it normalizes each channel by the mean and std of the training features. Off
+    in the published recipe."""
 
 
-class ClipConfig(Section):
-    """The frozen trunk that makes features. Two lines swap the tiny one for the real one."""
+class VisionConfig(Section):
+    """The frozen vision encoder that extracts features."""
 
     model: str = "RN101"
-    """An open_clip model name, the path of a JSON with an open_clip model configuration, or `timm:NAME`."""
+    """An open_clip model name, the path of an open_clip model configuration (JSON), or `timm:NAME`."""
     pretrained: str | None = None
-    """A weights tag (`openai`) or a local path. None: random weights, seeded by `weights_seed`."""
+    """A weights tag (such as `openai`) or a local file. Null: random weights, seeded by `weights_seed`."""
     weights_seed: int = 0
-    """Seed of the random weights when `pretrained` is None."""
-    image_size: Positive = 224
-    """Side of the square the trunk sees, in pixels. The grid's side is a thirty-second of it for a ResNet, a
-    patch-size-th for a transformer."""
+    """Seed of the random weights if `pretrained` is null."""
+    image_size: PositiveInt = 224
+    """Side of the square input in pixels. The grid has image_size / 32 cells per side for a ResNet, image_size / patch
+    size for a ViT."""
     resize: Literal["squash", "crop"] = "squash"
-    """Squash to the square (published), or shortest side + centre crop."""
+    """`squash` resizes to the square regardless of the aspect ratio (published); `crop` resizes the shorter side and
+    center-crops."""
     mean: tuple[float, float, float] | None = None
-    """Subtracted from RGB in [0, 1]. None: what the weights were trained with."""
-    std: tuple[Spread, Spread, Spread] | None = None
-    """RGB is divided by this. None: what the weights were trained with."""
-    layer: Literal["grid", "pooled"] = "grid"
-    """Cells before pooling (a ResNet's grid, a transformer's patches), or the pooled vector as a single cell."""
-    pool: tuple[Positive, Positive] | None = None
-    """Adaptive max-pool of the grid before it is stored, rows by columns, as `visual.pool` does it in the model. None:
-    cells as they come (published)."""
+    """Mean subtracted from RGB in [0, 1]. Null: the value the weights were trained with."""
+    std: tuple[PositiveFloat, PositiveFloat, PositiveFloat] | None = None
+    """Std that RGB is divided by. Null: the value the weights were trained with."""
+    output: Literal["grid", "pooled"] = "grid"
+    """`grid`: features before pooling (the grid of a ResNet, the patches of a ViT); `pooled`: the pooled vector as a
+    single cell."""
+    pool: tuple[PositiveInt, PositiveInt] | None = None
+    """Adaptive max pooling of the grid to [rows, columns] before it is stored, as `visual.pool` does in the model.
+    Null: no pooling (published)."""
 
 
 class FeaturesConfig(Section):
-    """The HDF5 store of grid features, and how to fill it."""
+    """The HDF5 store of image features, and how they are extracted."""
 
     store: list[Url | Path] | Url | Path = Path("features.h5")
-    """One store or several; keys must not repeat between them. A URL (https, s3, ...: by fsspec) is read there."""
-    read: Literal["disk", "ram"] = "disk"
-    """`ram`: a process loads all features before training and shares them with its workers."""
+    """One store or several, whose keys must not overlap: files or URLs (https, s3, ..., read by fsspec)."""
+    cache: Literal["none", "memory"] = "none"
+    """`memory`: each training process loads all features first and shares them with its data-loading processes."""
     local_copy: Path | None = None
-    """Folder on a fast disk (/dev/shm: memory, for all processes of the machine) to which the store is copied first,
-    and checked. None: read where it is."""
+    """Folder on a fast disk (or /dev/shm, shared by all processes of the machine) to which the store is copied and
+    verified first. Null: no copy."""
     images: list[Path] = []
-    """Where images lie: folders (searched in depth), tar shards (`a.tar`, `a-*.tar`, `a-{000..099}.tar`), lists
-    (`.txt`, a path a line, `KEY<tab>PATH` to name it). A picture's key is its file name without the ending."""
+    """Image sources: folders (searched recursively), tar shards (`a.tar`, `a-*.tar`, `a-{000..099}.tar`), lists (`.txt`
+    with one path per line, or `KEY<tab>PATH`). The key of an image is its file name without the extension."""
     shards: Annotated[int, Field(ge=1, le=99999)] = 1
-    """Files that extraction deals the images to, so that as many processes can fill them."""
-    batch_size: Positive = 64
-    """Images a forward pass."""
-    workers: Annotated[int, Field(ge=0)] | None = None
-    """Processes that decode images. None: one a core, 16 at most; without a GPU they give way to the trunk."""
+    """Number of files the images are distributed to; as many processes can extract in parallel."""
+    batch_size: PositiveInt = 64
+    """Images per forward pass."""
+    num_workers: Annotated[int, Field(ge=0)] | None = None
+    """Number of image-decoding processes. Null: one per core, at most 16; without a GPU they run at lower priority than
+    the vision encoder."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the trunk; the store is float16 in any case."""
+    """Precision of the vision encoder; features are always stored as float16."""
     compile: bool = False
-    """Let torch.compile work on the trunk first; pays on a GPU only, and rounds differently."""
-    control: Literal["none", "shuffled"] = "none"
-    """`shuffled`: every example gets the features of another image, in training and evaluation: the blind control."""
+    """Compile the vision encoder with torch.compile; useful on GPUs only, and changes rounding."""
+    shuffle_images: bool = False
+    """Shuffled-image control: every example gets the features of another image, in training and evaluation."""

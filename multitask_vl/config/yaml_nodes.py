@@ -1,4 +1,4 @@
-"""What does a YAML file say, and on which line: text into values that remember where they stand."""
+"""YAML parsing into values that keep their origin (file and line)."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ from typing import Any
 import yaml
 
 OVERRIDE = "override"
-"""Origin of a value that was given on the command line."""
+"""Origin of a value from the command line."""
 
 
 @dataclass(frozen=True)
 class Node:
-    """A value and the place that set it.
+    """A value and its origin.
 
     Attributes:
-        value: text, number, truth value or None; or a list of nodes; or a mapping from key to node.
+        value: a scalar (text, number, bool, None), a list of nodes, or a mapping from key to node.
         origin: ``file:line``, or ``override``.
     """
 
     value: dict[str, Node] | list[Node] | str | int | float | bool | None
     origin: str
 
-    def plain(self) -> Any:
-        """The value without its places."""
+    def to_python(self) -> Any:
+        """The value without origins."""
         if isinstance(self.value, dict):
-            return {key: node.plain() for key, node in self.value.items()}
+            return {key: node.to_python() for key, node in self.value.items()}
         if isinstance(self.value, list):
-            return [node.plain() for node in self.value]
+            return [node.to_python() for node in self.value]
         return self.value
 
 
 class CoreLoader(yaml.SafeLoader):
-    """PyYAML's safe loader with the scalars of YAML 1.2.
+    """PyYAML's safe loader with the scalars of YAML 1.2 (core schema).
 
-    PyYAML follows YAML 1.1, where ``1e-3`` is text and a bare ``no`` (a value of ``mixed_precision``) is false. Here
-    numbers are numbers, only ``true`` and ``false`` are truth values, and digits with leading zeros (picture names)
+    PyYAML follows YAML 1.1, where ``1e-3`` is text and an unquoted ``no`` (a value of ``mixed_precision``) is false.
+    Here ``1e-3`` is a number, only ``true`` and ``false`` are booleans, and digits with leading zeros (image names)
     stay text.
     """
 
@@ -61,15 +61,15 @@ for _tag, _pattern, _first in (
 
 
 def read_nodes(text: str, name: str, problems: list[str]) -> Node | None:
-    """The mapping that a YAML text holds.
+    """Parse a YAML text whose top level is a mapping.
 
     Args:
         text: the YAML.
-        name: what errors and origins call it, usually the path.
-        problems: gets a line for everything that is wrong (syntax, a key written twice, an unknown tag).
+        name: its name in errors and origins, usually the path.
+        problems: receives a line for each error (syntax, duplicate key, unknown tag).
 
     Returns:
-        None where nothing can be read: no YAML, nothing in it, or no mapping at its top.
+        None if the text is not YAML, is empty, or is not a mapping.
     """
     try:
         top = yaml.compose(text, Loader=CoreLoader)
@@ -77,21 +77,21 @@ def read_nodes(text: str, name: str, problems: list[str]) -> Node | None:
         problems.append(_syntax(error, text, name))
         return None
     except RecursionError:
-        problems.append(f"{name}: nested too deeply to be a configuration")
+        problems.append(f"{name}: nested too deeply for a configuration")
         return None
     if top is None:
-        problems.append(f"{name}: holds nothing; a configuration is a mapping, such as 'seed: 42'")
+        problems.append(f"{name}: the file is empty; a configuration is a mapping, such as 'seed: 42'")
         return None
     if not isinstance(top, yaml.MappingNode):
-        problems.append(f"{_place(top, name)}: a configuration is a mapping of keys to values, this is {_kind(top)}")
+        problems.append(f"{_place(top, name)}: a configuration is a mapping of keys to values, got {_kind(top)}")
         return None
     return _Converter(name, problems).convert(top, ())
 
 
 def read_value(text: str, name: str, problems: list[str]) -> Node | None:
-    """The value of an override: YAML, except that a bare text is taken letter by letter, colons and blanks included.
+    """Parse the value of an override: YAML, but unquoted text is kept verbatim, with colons and spaces.
 
-    So ``prompt=vqa: `` (what a shell leaves of ``prompt="vqa: "``) is text, not a mapping; ``{a: b}`` is a mapping.
+    So ``prompt=vqa: `` (what a shell passes for ``prompt="vqa: "``) is text, not a mapping; ``{a: b}`` is a mapping.
     """
     try:
         top = yaml.compose(text, Loader=CoreLoader)
@@ -99,34 +99,34 @@ def read_value(text: str, name: str, problems: list[str]) -> Node | None:
         problems.append(_syntax(error, text, name).replace(f"{name}:1: ", f"{name}: "))
         return None
     if top is None:
-        problems.append(f"{name}: no value after '='; write null for nothing or '\"\"' for an empty text")
+        problems.append(f"{name}: no value after '='; write null for no value or '\"\"' for empty text")
         return None
     block = isinstance(top, yaml.CollectionNode) and not top.flow_style
     bare = isinstance(top, yaml.ScalarNode) and top.style is None and top.tag == "tag:yaml.org,2002:str"
     if block or bare:
         return Node(text, OVERRIDE)
-    found: list[str] = []
-    node = _Converter(name, found).convert(top, ())
-    problems.extend(problem.replace(f"{name}:1", name) for problem in found)  # a word has no lines
-    return nodes_of(node.plain(), OVERRIDE)
+    errors: list[str] = []
+    node = _Converter(name, errors).convert(top, ())
+    problems.extend(error.replace(f"{name}:1", name) for error in errors)  # an override has no line number
+    return to_nodes(node.to_python(), OVERRIDE)
 
 
-def nodes_of(value: Any, origin: str) -> Node:
-    """Plain values as nodes that all come from one place."""
+def to_nodes(value: Any, origin: str) -> Node:
+    """Python values as nodes of a single origin."""
     if isinstance(value, dict):
-        return Node({str(key): nodes_of(one, origin) for key, one in value.items()}, origin)
+        return Node({str(key): to_nodes(item, origin) for key, item in value.items()}, origin)
     if isinstance(value, list | tuple):
-        return Node([nodes_of(one, origin) for one in value], origin)
+        return Node([to_nodes(item, origin) for item in value], origin)
     return Node(value, origin)
 
 
-def did_you_mean(name: object, known: Iterable[str], shown: str = "known") -> str:
-    """The end of an error about a name: ``; did you mean 'x'?``, or the list of all where none is close."""
-    names = {str(one).lower(): str(one) for one in known}
+def did_you_mean(name: object, known: Iterable[str], label: str = "known") -> str:
+    """The end of an error about a name: ``; did you mean 'x'?``, or all known names if none is similar."""
+    names = {str(entry).lower(): str(entry) for entry in known}
     close = difflib.get_close_matches(str(name).lower(), list(names), n=2, cutoff=0.6)
     if close:
-        return f"; did you mean {' or '.join(repr(names[one]) for one in close)}?"
-    return f" ({shown}: {', '.join(names.values()) or 'nothing'})"
+        return f"; did you mean {' or '.join(repr(names[key]) for key in close)}?"
+    return f" ({label}: {', '.join(names.values()) or 'none'})"
 
 
 class _Converter:
@@ -136,8 +136,8 @@ class _Converter:
 
     def convert(self, node: yaml.Node, above: tuple[yaml.Node, ...]) -> Node:
         place = _place(node, self.name)
-        if any(node is other for other in above):
-            self.problems.append(f"{place}: this alias contains itself")
+        if any(node is ancestor for ancestor in above):
+            self.problems.append(f"{place}: the alias contains itself")
             return Node(None, place)
         if isinstance(node, yaml.MappingNode):
             return Node(self._mapping(node, (*above, node)), place)
@@ -150,12 +150,12 @@ class _Converter:
         for key, value in node.value:
             place = _place(key, self.name)
             if not isinstance(key, yaml.ScalarNode):
-                self.problems.append(f"{place}: a key must be text, this one is {_kind(key)}")
+                self.problems.append(f"{place}: a key must be text, got {_kind(key)}")
                 continue
             if key.value in entries:
                 first = entries[key.value].origin
-                self.problems.append(f"{place}: {key.value}: written twice (first at {first}); keep one of them")
-            # A value that starts on a later line is found more easily by its key.
+                self.problems.append(f"{place}: {key.value}: duplicate key (first at {first}); keep one of them")
+            # a value that starts on a later line is easier to find by its key
             entries[key.value] = Node(self.convert(value, above).value, place)
         return entries
 
@@ -174,7 +174,7 @@ class _Converter:
                 case "float":
                     return float(re.sub(r"\.(inf|nan)$", r"\1", text.lower()))
         except ValueError:
-            self.problems.append(f"{place}: {text!r} is marked !!{tag} but is none")
+            self.problems.append(f"{place}: {text!r} is tagged !!{tag} but is not one")
             return None
         self.problems.append(f"{place}: the tag {node.tag!r} is not allowed; plain YAML values only")
         return None
@@ -190,17 +190,17 @@ def _kind(node: yaml.Node) -> str:
 
 def _syntax(error: yaml.YAMLError, text: str, name: str) -> str:
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        told = " ".join(part for part in (error.context, error.problem) if part)
-        return f"{name}:{error.problem_mark.line + 1}: not YAML: {told}"
+        message = " ".join(part for part in (error.context, error.problem) if part)
+        return f"{name}:{error.problem_mark.line + 1}: invalid YAML: {message}"
     position = getattr(error, "position", 0)
-    return f"{name}:{text[:position].count(chr(10)) + 1}: not YAML: {getattr(error, 'reason', error)}"
+    return f"{name}:{text[:position].count(chr(10)) + 1}: invalid YAML: {getattr(error, 'reason', error)}"
 
 
 def read_text(path: Path) -> str:
-    """Contents of a configuration file.
+    """Read a configuration file.
 
     Raises:
-        OSError: it cannot be opened.
-        UnicodeDecodeError: it is not UTF-8.
+        OSError: the file cannot be opened.
+        UnicodeDecodeError: the file is not UTF-8.
     """
     return path.read_text(encoding="utf-8-sig")

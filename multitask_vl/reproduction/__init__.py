@@ -1,1 +1,1 @@
-"""Published rows, their configurations and parameter counts."""
+"""Published experiments: their configurations, figures and parameter counts."""

@@ -1,128 +1,133 @@
-"""Which configuration reproduces which published row: every recipe with the figures that its header expects.
-
-A header says what was published in entries of the form
-``# Expected: VQA 66.17 (.27), CIDEr 122.03 (.46), trained 4.16 % [VL-PET, Table 2, three seeds]``: figures as printed,
-spreads in round brackets, paper and table in square ones. ``# Expected: nothing published`` says that there are none.
-"""
+"""The configurations of `configs/experiments` and the published figures in their `reproduces:` blocks."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import groupby, takewhile
+from decimal import Decimal
+from itertools import groupby
 from pathlib import Path
 
+import yaml
+
 from multitask_vl.config import load_config
+from multitask_vl.config.reproduces_schema import PublishedRow, ReproducesConfig
+from multitask_vl.config.resources import CONFIGS_DIR
 from multitask_vl.config.schema import Config
+from multitask_vl.config.yaml_nodes import did_you_mean
 from multitask_vl.errors import InputError
-from multitask_vl.reproduction.parameters import parameter_report
 
-NAME = "recipes"
-"""Of the place of the tables in docs/recipes.md."""
-FIGURES = ("VQA", "GQA", "NLVR2", "CIDEr", "average", "trained")
-"""What can be published of a row; `trained` in percent of all parameters."""
-_FIGURE = re.compile(rf"({'|'.join(FIGURES)}) (\d+(?:\.\d+)?(?: \(\d*\.\d+\))?)(?: %)?")
-_EXPECTED = re.compile(r"Expected: (?:nothing published|([^\[\]]*?) \[([^\[\]]+)\])")
+EXPERIMENTS_SECTION = "experiments"
+"""Name of the generated section in docs/experiments.md; see `multitask_vl.reports.markers`."""
+METRICS = {"vqa": "VQA", "gqa": "GQA", "nlvr2": "NLVR2", "coco_caption": "CIDEr", "average": "average"}
+"""Key of a published score -> its column heading."""
 
 
 @dataclass(frozen=True)
-class Published:
-    """One row of a paper.
+class Experiment:
+    """A file of `configs/experiments`.
 
     Attributes:
-        figures: of `FIGURES`, as printed, with the spread in brackets where one was.
-        source: paper, table, and how many seeds where it says so.
-    """
-
-    figures: dict[str, str]
-    source: str
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """One file of configs/experiments.
-
-    Attributes:
-        name: folder and file, without ending.
-        path: of the file.
-        config: what it says, whole.
-        published: rows that it reproduces; none where there is no such row.
-        trainable, total: parameters of its model, the frozen CLIP left out.
+        name: folder and file name without suffix, such as ``vl_pet/large``.
+        path: the file.
+        config: its configuration; `reproduces` is set.
     """
 
     name: str
     path: Path
     config: Config
-    published: tuple[Published, ...]
-    trainable: int
-    total: int
+
+    @property
+    def reproduces(self) -> ReproducesConfig:
+        """Its `reproduces:` block."""
+        return self.config.reproduces
+
+    @property
+    def id(self) -> str:
+        """The short name of the block; the name of the file if it has none."""
+        return self.reproduces.id or self.name
+
+    @property
+    def published(self) -> tuple[PublishedRow, ...]:
+        """The published rows of this configuration; empty if there are none."""
+        return tuple(row for row in (self.reproduces, *self.reproduces.also) if row.paper)
 
 
-def read_recipes(configs: Path) -> list[Recipe]:
-    """Every recipe below ``configs``/experiments, by name, its parameters counted without weights.
-
-    Raises:
-        InputError: a file that is no configuration of a model, or whose header says not what is expected of it.
-    """
-    folder = configs / "experiments"
-    return [_read(path, folder, configs / "backbones") for path in sorted(folder.rglob("*.yaml"))]
-
-
-def published_in(path: Path) -> tuple[Published, ...]:
-    """The rows that a header says its file reproduces.
-
-    Raises:
-        InputError: no entry ``Expected:``, or one in another form.
-    """
-    lines = takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
-    header = " ".join(line.removeprefix("#").strip() for line in lines)
-    entries = header.split("Expected: ")[1:]
-    found = [_EXPECTED.match(f"Expected: {entry}") for entry in entries]
-    wrong = [entry for entry, match in zip(entries, found, strict=True) if match is None or not _is_row(match)]
-    if wrong or not entries:
-        got = f"got '{wrong[0][:60]}'" if wrong else "there is none"
-        raise InputError(
-            f"{path}: 'Expected:' in the header: {got}; write figures of {', '.join(FIGURES)} and a source, such as "
-            "'# Expected: VQA 66.17 (.27), CIDEr 122.03 (.46) [VL-PET, Table 2]', or '# Expected: nothing published'"
-        )
-    rows = [match.groups() for match in found if match[1] is not None]
-    return tuple(Published(dict(_FIGURE.findall(figures)), source) for figures, source in rows)
-
-
-def as_markdown(recipes: Iterable[Recipe], up: str = "../configs") -> str:
-    """A table for each folder of recipes, a line for each published row.
+def read_experiments(configs: Path | None = None) -> list[Experiment]:
+    """Read all experiments, sorted by name. No model is built.
 
     Args:
-        up: the way from the page to the folder of configurations.
+        configs: folder of configurations; by default the project's.
+
+    Raises:
+        InputError: a file is invalid, has no `reproduces:` block, or repeats the id of another file.
     """
-    head = ("recipe", *FIGURES[:-1], "trained, published %", "trained here", "%", "published in")
+    folder = (configs or CONFIGS_DIR) / "experiments"
+    experiments = [_read(path, folder) for path in sorted(folder.rglob("*.yaml"))]
+    first: dict[str, Experiment] = {}
+    problems = [
+        f"{one.path}: reproduces.id: {one.id!r} is also the id of {first[one.id].path}"
+        for one in experiments
+        if first.setdefault(one.id, one) is not one
+    ]
+    if problems:
+        raise InputError(problems)
+    return experiments
+
+
+def find_experiment(id_or_name: str, configs: Path | None = None) -> Experiment:
+    """The experiment with an id (``adapter_single``) or name (``vl_adapter/single_adapter``).
+
+    Raises:
+        InputError: there is none; the message lists similar ids.
+    """
+    folder = (configs or CONFIGS_DIR) / "experiments"
+    known: list[str] = []
+    for path in sorted(folder.rglob("*.yaml")):
+        # the block is not inherited, so its file alone has the id
+        block = yaml.safe_load(path.read_text(encoding="utf-8")).get("reproduces") or {}
+        names = (path.relative_to(folder).with_suffix("").as_posix(), block.get("id"))
+        if id_or_name in names:
+            return _read(path, folder)
+        known += [name for name in names if name]
+    raise InputError(f"unknown experiment {id_or_name!r}{did_you_mean(id_or_name, known)}")
+
+
+def experiments_as_markdown(experiments: Iterable[Experiment], configs_url: str = "../configs") -> str:
+    """One Markdown table per paper, with one line per published row.
+
+    Args:
+        experiments: sorted by name.
+        configs_url: relative URL of the folder of configurations, seen from the page.
+    """
+    head = ("experiment", *METRICS.values(), "trained, published %", "trainable", "%", "source")
     rule = ("---", *["---:"] * (len(head) - 2), "---")
     tables = []
-    for folder, some in groupby(recipes, key=lambda recipe: recipe.name.split("/")[0]):
-        lines = [head, rule, *(line for recipe in some for line in _lines(recipe, up))]
+    for folder, members in groupby(experiments, key=lambda experiment: experiment.name.split("/")[0]):
+        lines = [head, rule, *(line for experiment in members for line in _lines(experiment, configs_url))]
         tables.append(f"### {folder}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
     return "\n\n".join(tables)
 
 
-def _is_row(match: re.Match) -> bool:
-    if match[1] is None:
-        return True
-    figures = [_FIGURE.fullmatch(figure) for figure in match[1].split(", ")]
-    return all(figures) and len({figure[1] for figure in figures}) == len(figures)
-
-
-def _read(path: Path, folder: Path, backbones: Path) -> Recipe:
+def _read(path: Path, folder: Path) -> Experiment:
     config = load_config(path)
-    # the sizes of the published backbone, so that nothing is looked up
-    sizes = load_config(backbones / f"{config.backbone.family}_base_random.yaml").backbone
-    report = parameter_report(config.model_copy(update={"backbone": sizes}))
-    name = path.relative_to(folder).with_suffix("").as_posix()
-    return Recipe(name, path, config, published_in(path), report["trainable"], report["total"])
+    if config.reproduces is None:
+        raise InputError(f"{path}: the block 'reproduces:' is missing; add it with at least trainable and total")
+    return Experiment(path.relative_to(folder).with_suffix("").as_posix(), path, config)
 
 
-def _lines(recipe: Recipe, up: str) -> list[tuple[str, ...]]:
-    link = f"[{recipe.name.split('/')[1]}]({up}/experiments/{recipe.name}.yaml)"
-    counted = (f"{recipe.trainable:,}", f"{100 * recipe.trainable / recipe.total:.2f}")
-    rows = recipe.published or (Published({}, "nothing published"),)
-    return [(link, *(row.figures.get(name, "") for name in FIGURES), *counted, row.source) for row in rows]
+def _lines(experiment: Experiment, configs_url: str) -> list[tuple[str, ...]]:
+    link = f"[{experiment.name.split('/')[1]}]({configs_url}/experiments/{experiment.name}.yaml)"
+    block = experiment.reproduces
+    counts = (f"{block.trainable:,}", f"{100 * block.trainable / block.total:.2f}")
+    lines = []
+    for row in experiment.published or (PublishedRow(),):
+        scores = (_cell(row.scores.get(metric), row.std.get(metric)) for metric in METRICS)
+        lines.append((link, *scores, _cell(row.trained_percent), *counts, row.source or "nothing published"))
+    return lines
+
+
+def _cell(value: Decimal | None, std: Decimal | None = None) -> str:
+    if value is None:
+        return ""
+    return f"{value}" if std is None else f"{value} ± {std}"

@@ -1,64 +1,95 @@
-"""How many parameters does each configuration train, part by part, and what percent was published for it?"""
+"""Parameter counts of configurations, by component, next to the published percentages."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
-from typing import Annotated
 
-import yaml
-from pydantic import Field, TypeAdapter, ValidationError
 from transformers import PreTrainedTokenizerBase
 
 from multitask_vl.config import load_config
-from multitask_vl.config.schema import Config, Section
+from multitask_vl.config.reproduces_schema import PublishedRow
+from multitask_vl.config.resources import CONFIGS_DIR
+from multitask_vl.config.schema import BackboneConfig, Config, MethodConfig
 from multitask_vl.errors import InputError
 from multitask_vl.models.build import build_model
-from multitask_vl.storage.atomic import write_whole
+from multitask_vl.reproduction.experiments import Experiment, find_experiment, read_experiments
 
-NAME = "parameters"
-"""Of the place of the table in the README."""
-OURS = ("language_model", "visual_embedding")
+PARAMETERS_SECTION = "parameters"
+"""Name of the generated section of the documentation; see `multitask_vl.reports.markers`."""
+BASE_COMPONENTS = ("language_model", "visual_embedding")
+"""Components of every model; all others are added by methods."""
+KNOWN_SIZES = {"facebook/bart-base": "bart_base_random", "google-t5/t5-base": "t5_base_random"}
+"""Hub name of a backbone -> file of configs/backbones with its sizes, so that counting needs no network."""
 
 
-def markers(name: str) -> tuple[str, str]:
-    """The lines of a Markdown file between which a command writes."""
-    return f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
+def count_parameters(id_or_path: str | Path, overrides: Sequence[str] = ()) -> dict:
+    """Parameter counts of an experiment or a configuration file, without weights, data or network.
+
+    Args:
+        id_or_path: id (``adapter_single``) or name (``vl_adapter/single_adapter``) of an experiment, or a YAML file.
+        overrides: arguments such as ``method.rank=32``.
+
+    Returns:
+        As `parameter_report`.
+
+    Raises:
+        InputError: unknown experiment, or invalid configuration.
+    """
+    path = Path(id_or_path)
+    if path.suffix not in (".yaml", ".yml") and not path.is_file():
+        path = find_experiment(str(id_or_path)).path
+    return parameter_report(with_known_sizes(load_config(path, overrides)))
 
 
 def parameter_report(config: Config, tokenizer: PreTrainedTokenizerBase | None = None) -> dict:
-    """``{"trainable", "total", "components": {name: {"trainable", "total"}}}`` of a configuration's model.
+    """``{"trainable", "total", "components": {name: {"trainable", "total"}}}`` of the model of a configuration.
 
-    The model is built without values, so base sizes take a second.
+    The model is built on the meta device. The frozen vision encoder does not count.
 
     Args:
-        tokenizer: decides the rows of the word table. None: the sizes' own vocabulary plus ``backbone.extra_tokens``.
+        config: the configuration.
+        tokenizer: determines the size of the vocabulary. None: that of the backbone plus ``backbone.extra_tokens``.
     """
     model = build_model(config, tokenizer, device="meta")
     trainable, total = model.parameter_counts()
-    return {"trainable": trainable, "total": total, "components": model.components()}
+    return {"trainable": trainable, "total": total, "components": model.parameter_breakdown()}
 
 
-class Published(Section):
-    """A figure from a paper."""
+def with_known_sizes(config: Config) -> Config:
+    """The configuration with the sizes of a published backbone in place of its hub name."""
+    name = KNOWN_SIZES.get(config.backbone.pretrained)
+    if name is None:
+        return config
+    sizes: BackboneConfig = load_config(CONFIGS_DIR / "backbones" / f"{name}.yaml").backbone
+    changes = {"pretrained": None, "tokenizer": None, "config": sizes.config}
+    return config.model_copy(update={"backbone": config.backbone.model_copy(update=changes)})
 
-    percent: Annotated[Decimal, Field(gt=0, le=100)]
-    """As printed, with its decimals."""
-    source: str
-    """Paper and table."""
+
+def component_text(report: dict) -> str:
+    """A `parameter_report` as a table for the terminal."""
+    rows = [*report["components"].items(), ("all", report)]
+    width = max(len(name) for name, _ in rows)
+    lines = [f"{'component':<{width}}  {'trainable':>13}  {'total':>13}  {'percent':>7}"]
+    for name, count in rows:
+        percent = 100 * count["trainable"] / count["total"]
+        lines.append(f"{name:<{width}}  {count['trainable']:>13,}  {count['total']:>13,}  {percent:>6.2f}%")
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
-class Row:
-    """The parameters of one configuration.
+class ParameterRow:
+    """Parameter counts of one experiment.
 
     Attributes:
-        name: of the file, without its ending.
-        trainable, total: the frozen CLIP left out.
-        language_model, visual_embedding, added: trained of the language model, of the visual embedding, and what the
-            methods add, each of which is trained.
+        name: id of the experiment.
+        method: methods and their sharing.
+        backbone: hub name or family.
+        trainable, total: parameters, excluding the frozen vision encoder.
+        language_model, visual_embedding: trainable parameters of these components.
+        added: parameters added by methods, all trainable.
+        published: published rows with a percentage of trainable parameters.
     """
 
     name: str
@@ -69,68 +100,54 @@ class Row:
     language_model: int
     visual_embedding: int
     added: int
-    published: Published | None
+    published: tuple[PublishedRow, ...]
 
     @property
     def percent(self) -> float:
-        """Trained, of all."""
+        """Percentage of trainable parameters."""
         return 100 * self.trainable / self.total
 
     @property
-    def agrees(self) -> bool | None:
-        """Whether the percentage, rounded as the published one is, is that; None where none was published."""
-        if self.published is None:
+    def matches_published(self) -> bool | None:
+        """Whether the percentage, rounded to the published decimals, is the published one; None if there is none."""
+        if not self.published:
             return None
-        return round(Decimal(self.percent), -self.published.percent.as_tuple().exponent) == self.published.percent
+        return all(round(self.percent, _decimals(row)) == float(row.trained_percent) for row in self.published)
 
 
-def rows(files: Iterable[Path], published: Mapping[str, Published]) -> list[Row]:
-    """Count the model of each configuration.
-
-    Args:
-        published: name of a file -> what was published for it.
+def parameter_rows(experiments: Iterable[Experiment] | None = None) -> list[ParameterRow]:
+    """Count the models of experiments; by default of all that have an id of their own.
 
     Raises:
-        InputError: a file that is no configuration of a model.
+        InputError: the counts differ from those of the `reproduces:` block.
     """
-    return [_row(path, published.get(path.stem)) for path in files]
+    if experiments is None:
+        named = (experiment for experiment in read_experiments() if experiment.reproduces.id)
+        experiments = sorted(named, key=lambda experiment: experiment.id)
+    return [_row(experiment) for experiment in experiments]
 
 
-def read_published(path: Path) -> dict[str, Published]:
-    """The figures of a YAML file, by name of a configuration.
-
-    Raises:
-        InputError: with one line for every figure that is not one.
-    """
-    try:
-        # as text, since 4.50 says more than 4.5
-        return TypeAdapter(dict[str, Published]).validate_python(yaml.load(path.read_text(), Loader=yaml.BaseLoader))
-    except ValidationError as error:
-        raise InputError(
-            [f"{path}: {'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
-        ) from error
-
-
-def as_text(table: Iterable[Row]) -> str:
-    """For a terminal: columns of even width."""
-    lines = [HEAD, *map(_cells, table)]
+def rows_as_text(rows: Iterable[ParameterRow]) -> str:
+    """A table for the terminal."""
+    lines = [HEAD, *map(_cells, rows)]
     widths = [max(len(line[i]) for line in lines) for i in range(len(HEAD))]
     return "\n".join(
         "  ".join(
-            cell.rjust(width) if i in NUMBERS else cell.ljust(width) for i, (cell, width) in enumerate(pairs)
+            cell.rjust(width) if i in NUMERIC else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
         ).rstrip()
-        for pairs in (list(zip(line, widths, strict=True)) for line in lines)
+        for line in lines
     )
 
 
-def as_markdown(table: Iterable[Row]) -> str:
-    """For a README."""
-    rule = tuple("---:" if i in NUMBERS else "---" for i in range(len(HEAD)))
-    return "\n".join(f"| {' | '.join(line)} |" for line in (HEAD, rule, *map(_cells, table)))
+def rows_as_markdown(rows: Iterable[ParameterRow]) -> str:
+    """A Markdown table."""
+    rule = tuple("---:" if i in NUMERIC else "---" for i in range(len(HEAD)))
+    return "\n".join(f"| {' | '.join(line)} |" for line in (HEAD, rule, *map(_cells, rows)))
 
 
-def as_json(table: Iterable[Row]) -> list[dict]:
-    """For programs."""
+def rows_as_json(rows: Iterable[ParameterRow]) -> list[dict]:
+    """A list of dictionaries for JSON."""
     return [
         {
             "name": row.name,
@@ -139,68 +156,57 @@ def as_json(table: Iterable[Row]) -> list[dict]:
             "trainable": row.trainable,
             "total": row.total,
             "percent": row.percent,
-            "trained": {name: getattr(row, name) for name in (*OURS, "added")},
-            "published": row.published and row.published.model_dump(mode="json"),
-            "agrees": row.agrees,
+            "trained": {name: getattr(row, name) for name in (*BASE_COMPONENTS, "added")},
+            "published": [
+                published.model_dump(mode="json", include={"paper", "table", "trained_percent"})
+                for published in row.published
+            ],
+            "matches_published": row.matches_published,
         }
-        for row in table
+        for row in rows
     ]
 
 
-def put_between_markers(path: Path, text: str, name: str = NAME, option: str = "--markdown") -> None:
-    """Replace what stands between two `markers` of a Markdown file.
-
-    Args:
-        option: of the command that names the file, for messages.
-
-    Raises:
-        InputError: no such file, or it has not one pair of markers.
-    """
-    begin, end = markers(name)
-    if not path.is_file():
-        raise InputError(f"{option}: there is no file {path}")
-    page = path.read_text(encoding="utf-8")
-    if page.count(begin) != 1 or page.count(end) != 1 or page.index(begin) > page.index(end):
-        raise InputError(f"{option}: {path} has no line '{begin}' before one '{end}'; write both where the table goes")
-    before, rest = page.split(begin)
-    write_whole(path, f"{before}{begin}\n{text}\n{end}{rest.split(end)[1]}")
-
-
 HEAD = (
-    "configuration", "method", "backbone", "trained of all", "percent", "of the language model", "visual embedding",
+    "experiment", "method", "backbone", "trainable of total", "percent", "language model", "visual embedding",
     "added", "published", "source",
 )  # fmt: skip
-NUMBERS = range(3, 9)
+NUMERIC = range(3, 9)
+"""Columns of numbers, aligned to the right."""
 
 
-def _row(path: Path, published: Published | None) -> Row:
-    config = load_config(path)
-    report = parameter_report(config)
+def _row(experiment: Experiment) -> ParameterRow:
+    config, block = experiment.config, experiment.reproduces
+    report = parameter_report(with_known_sizes(config))
+    if (report["trainable"], report["total"]) != (block.trainable, block.total):
+        raise InputError(
+            f"{experiment.path}: reproduces: {block.trainable:,} of {block.total:,} parameters; the model trains "
+            f"{report['trainable']:,} of {report['total']:,}. Fix the block or the configuration"
+        )
     trained = {name: count["trainable"] for name, count in report["components"].items()}
-    return Row(
-        name=path.stem,
-        method=" + ".join(_method(one) for one in config.method),
-        backbone=_backbone(config),
+    return ParameterRow(
+        name=experiment.id,
+        method=" + ".join(_method(method) for method in config.method),
+        backbone=config.backbone.pretrained or config.backbone.family,
         trainable=report["trainable"],
         total=report["total"],
-        **{name: trained.pop(name) for name in OURS},
+        **{name: trained.pop(name) for name in BASE_COMPONENTS},
         added=sum(trained.values()),
-        published=published,
+        published=tuple(row for row in experiment.published if row.trained_percent is not None),
     )
 
 
-def _method(section) -> str:
-    sharing = getattr(section, "sharing", None)
-    return section.name if sharing is None else f"{section.name} ({sharing})"
+def _method(method: MethodConfig) -> str:
+    sharing = getattr(method, "sharing", None)
+    return method.name if sharing is None else f"{method.name} ({sharing})"
 
 
-def _backbone(config: Config) -> str:
-    backbone = config.backbone
-    return backbone.pretrained or f"{backbone.family}, d {backbone.config.get('d_model', '?')}"
+def _decimals(row: PublishedRow) -> int:
+    return -row.trained_percent.as_tuple().exponent
 
 
-def _cells(row: Row) -> tuple[str, ...]:
-    published = "" if row.published is None else f"{row.published.percent}" + ("" if row.agrees else " (differs)")
+def _cells(row: ParameterRow) -> tuple[str, ...]:
+    percents = dict.fromkeys(str(one.trained_percent) for one in row.published)
     return (
         row.name,
         row.method,
@@ -210,6 +216,6 @@ def _cells(row: Row) -> tuple[str, ...]:
         f"{row.language_model:,}",
         f"{row.visual_embedding:,}",
         f"{row.added:,}",
-        published,
-        row.published.source if row.published else "",
+        " / ".join(percents) + (" (differs)" if row.matches_published is False else ""),
+        "; ".join(f"{one.paper}, {one.table}" for one in row.published),
     )

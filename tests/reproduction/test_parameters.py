@@ -1,17 +1,28 @@
-"""Are the parameter counts, as integers, those of the published methods (VL-Adapter, Tables 1 and 7)?"""
+"""Parameter counts of the published experiments (VL-Adapter, Tables 1 and 7; VL-PET, Tables 2 to 9)."""
 
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import shutil
 
 import pytest
 
+from multitask_vl.cli.main import main
 from multitask_vl.config import load_config
-from multitask_vl.doctor import main, parameter_report
+from multitask_vl.errors import InputError
+from multitask_vl.reports.markers import markers
+from multitask_vl.reproduction.experiments import Experiment, find_experiment
+from multitask_vl.reproduction.parameters import (
+    PARAMETERS_SECTION,
+    count_parameters,
+    parameter_rows,
+    rows_as_markdown,
+    rows_as_text,
+)
+from tests import tiny_run
 
-FOLDER = Path(__file__).resolve().parents[2] / "configs" / "parameters"
-PUBLISHED = {
+BEGIN, END = markers(PARAMETERS_SECTION)
+COUNTS = {
     "full": (141_156_864, 141_156_864),
     "adapter_single": (6_081_600, 145_606_464),
     "adapter_per_task": (19_430_400, 158_955_264),
@@ -19,10 +30,14 @@ PUBLISHED = {
     "adapter_shared_down": (12_786_240, 152_311_104),
     "lora_single": (8_786_688, 148_234_752),
     "lora_per_task": (30_020_352, 169_468_416),
+    "lora_cross_attention": (5_444_352, 144_892_416),
+    "lora_split": (6_968_064, 146_416_128),
     "compacter_single": (3_870_240, 143_395_104),
     "compacter_per_task": (10_584_960, 150_109_824),
-    # no published figure: 30 places of L, R and b in both halves
+    # 30 sites with L, R and b in both projections
     "low_rank_adapter_single": (1_632_000 + 30 * 2_592, 141_156_864 + 30 * 2_592),
+    "parallel_adapter": (7_557_120, 147_081_984),
+    "parallel_adapter_cross_attention": (8_730_624, 148_255_488),
     "hyperformer": (8_579_088, 148_103_952),
     "prompt_single": (2_843_936, 142_417_952),
     "prompt_per_task": (6_627_200, 146_201_216),
@@ -55,37 +70,109 @@ PUBLISHED = {
     "modex_52": (6_061_920, 145_586_784),
     "modex_96": (9_712_776, 149_237_640),
 }
-"""BART-base with 200 added tokens, or T5-base with 32,200 (t5_*), 2048 channels, four tasks: trainable, total."""
+"""Id -> trainable and total, with 200 added tokens (T5: 32,200 rows), 2048 channels and four tasks."""
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
-def test_counts(name):
-    config = load_config(FOLDER / f"{name}.yaml")
-    report = parameter_report(config)
-    assert (report["trainable"], report["total"]) == PUBLISHED[name]
-    parts = report["components"].values()
-    assert tuple(sum(part[key] for part in parts) for key in ("trainable", "total")) == PUBLISHED[name]
-    # T5's two norms have no biases
-    visual = 1_581_312 if config.backbone.family == "t5" else 1_582_848
-    assert report["components"]["visual_embedding"] == {"trainable": visual, "total": visual}
+@pytest.fixture(scope="module")
+def rows():
+    """The rows of all experiments with an id; counting them checks each block against its model."""
+    return parameter_rows()
 
 
-@pytest.mark.parametrize("name", ["adapter_per_task", "lora_single"])
+def test_rows_have_published_counts(rows):
+    assert {row.name: (row.trainable, row.total) for row in rows} == COUNTS
+    for row in rows:
+        assert row.trainable == row.language_model + row.visual_embedding + row.added
+        # the two norms of T5 have no biases
+        assert row.visual_embedding == (1_581_312 if "t5" in row.backbone else 1_582_848)
+
+
+def test_rows_match_published_percentages(rows):
+    assert [row.name for row in rows if row.matches_published is False] == []
+    assert sum(row.matches_published is True for row in rows) == 33
+
+
+def test_documentation_table_is_current(rows):
+    pages = (tiny_run.ROOT / "docs").glob("*.md")
+    (page,) = (path for path in pages if BEGIN in path.read_text())
+    table = page.read_text().split(BEGIN)[1].split(END)[0].strip()
+    assert table == rows_as_markdown(rows), f"run: multitask-vl count-params --markdown {page}"
+
+
+def test_rows_report_differing_figures():
+    experiment = find_experiment("bitfit")
+    block = experiment.reproduces.model_copy(
+        update={"trained_percent": type(experiment.reproduces.trained_percent)("1.20")}
+    )
+    config = experiment.config.model_copy(update={"reproduces": block})
+    (row,) = found = parameter_rows([Experiment(experiment.name, experiment.path, config)])
+    assert row.matches_published is False
+    assert rows_as_text(found).splitlines()[1].endswith("1.20 (differs)  VL-PET, Table 2")
+    assert "| 1.20 (differs) | VL-PET, Table 2 |" in rows_as_markdown(found)
+    wrong = config.model_copy(update={"reproduces": block.model_copy(update={"total": 5})})
+    with pytest.raises(InputError, match=r"bitfit\.yaml: reproduces: 1,708,800 of 5 parameters; the model trains"):
+        parameter_rows([Experiment(experiment.name, experiment.path, wrong)])
+
+
+@pytest.mark.parametrize("id_", ["adapter_per_task", "lora_single"])
 @pytest.mark.parametrize("function", ["mul", "add", "mm1", "mm2", "mm1_relu"])
-def test_routing_adds_none(name, function):
-    report = parameter_report(load_config(FOLDER / f"{name}.yaml", [f"routing.function={function}"]))
-    assert (report["trainable"], report["total"]) == PUBLISHED[name]
+def test_routing_adds_no_parameters(id_, function):
+    report = count_parameters(id_, [f"routing.function={function}"])
+    assert (report["trainable"], report["total"]) == COUNTS[id_]
 
 
-def test_as_a_command(capsys):
-    assert main(["--params", "--json", str(FOLDER / "lora_single.yaml")]) == 0
-    report = json.loads(capsys.readouterr().out)
-    assert report["components"]["lora"] == {"trainable": 7_077_888, "total": 7_077_888}
-    assert main(["--params", str(FOLDER / "frozen.yaml")]) == 0
-    table = capsys.readouterr().out.splitlines()
-    assert table[-1].split() == ["all", "1,582,848", "141,156,864", "1.12%"]
+def test_count_parameters_accepts_id_name_and_path():
+    path = tiny_run.ROOT / "configs" / "experiments" / "vl_adapter" / "single_lora.yaml"
+    reports = [count_parameters(one) for one in ("lora_single", "vl_adapter/single_lora", path)]
+    assert reports[0] == reports[1] == reports[2]
+    assert reports[0]["components"]["lora"] == {"trainable": 7_077_888, "total": 7_077_888}
+    for key in ("trainable", "total"):
+        assert sum(part[key] for part in reports[0]["components"].values()) == reports[0][key]
+    with pytest.raises(InputError, match="unknown experiment 'lora_singel'; did you mean 'lora_single'"):
+        count_parameters("lora_singel")
+    # a backbone of another name keeps its own sizes
+    small = load_config(tiny_run.ROOT / "configs" / "examples" / "quickstart.yaml").backbone.pretrained
+    assert count_parameters("frozen", [f"backbone.pretrained={small}"])["total"] < 3_000_000
 
 
-def test_a_method_without_bottleneck_refuses_routing(capsys):
-    assert main(["--params", str(FOLDER / "bitfit.yaml"), "routing.function=mul"]) == 2
-    assert "method bitfit has no bottleneck in which to route" in capsys.readouterr().err
+class TestCountParamsCommand:
+    """multitask-vl count-params."""
+
+    def test_count_params_prints_json_and_table(self, capsys):
+        assert not main(["count-params", "lora_single", "--json"])
+        report = json.loads(capsys.readouterr().out)
+        assert (report["trainable"], report["total"]) == COUNTS["lora_single"]
+        assert not main(["count-params", "frozen"])
+        table = capsys.readouterr().out.splitlines()
+        assert table[-1].split() == ["all", "1,582,848", "141,156,864", "1.12%"]
+
+    def test_count_params_lists_all_rows(self, rows, monkeypatch, tmp_path, capsys):
+        monkeypatch.setattr("multitask_vl.reproduction.parameters.parameter_rows", lambda: rows[:3])
+        assert not main(["count-params"])
+        assert len(capsys.readouterr().out.splitlines()) == 4
+        assert not main(["count-params", "--json"])
+        first = json.loads(capsys.readouterr().out)[0]
+        assert {"name", "method", "backbone", "trainable", "total", "percent", "trained", "published"} <= first.keys()
+        page = tmp_path / "page.md"
+        page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+        for _ in range(2):  # the second time changes nothing
+            assert not main(["count-params", "--markdown", str(page)])
+            assert page.read_text() == f"before\n{BEGIN}\n{rows_as_markdown(rows[:3])}\n{END}\nafter\n"
+
+    def test_count_params_reports_bad_input(self, rows, monkeypatch, tmp_path, capsys):
+        monkeypatch.setattr("multitask_vl.reproduction.parameters.parameter_rows", lambda: rows[:1])
+        page = tmp_path / "page.md"
+        shutil.copy(tiny_run.ROOT / "LICENSE", page)
+        for arguments, message in (
+            (["--markdown", str(page)], "needs the line '<!-- parameters: begin -->' once"),
+            (["--markdown", str(tmp_path / "absent.md")], "--markdown: file not found"),
+            ([str(tmp_path / "absent.yaml")], "absent.yaml"),
+            (["nothing_like_it"], "unknown experiment 'nothing_like_it'"),
+            ([str(tiny_run.ROOT / "configs" / "base.yaml")], "method: none given"),
+            (["bitfit", "routing.function=mul"], "method bitfit has no bottleneck"),
+        ):
+            assert main(["count-params", *arguments]) == 2
+            output = capsys.readouterr().err
+            assert message in output
+            assert "Traceback" not in output
+        assert page.read_bytes() == (tiny_run.ROOT / "LICENSE").read_bytes()
