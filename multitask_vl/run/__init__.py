@@ -1,1 +1,1 @@
-"""Input checks, run assembly, provenance and distributed setup."""
+"""Input checks, building a run, provenance and distributed set-up."""

@@ -1,4 +1,4 @@
-"""How does a run come together before its first step: its needs checked together, its batches, schedule and model."""
+"""Building a run: accelerator, collators, schedule and model from checked inputs."""
 
 from __future__ import annotations
 
@@ -12,43 +12,43 @@ from accelerate.utils import LoggerType, ProjectConfiguration, patch_environment
 
 from multitask_vl.config.schema import Config
 from multitask_vl.data.collate import Collator, image_keys, shuffled_images
-from multitask_vl.data.example_table import made_from
-from multitask_vl.data.row_lengths import row_lengths
+from multitask_vl.data.example_table import table_provenance
+from multitask_vl.data.length_cache import row_lengths
 from multitask_vl.data.schedule import Schedule
 from multitask_vl.data.store.feature_store import FeatureStore
 from multitask_vl.errors import InputError
 from multitask_vl.models.build import build_model
-from multitask_vl.models.kernels.cpu_precision import slower_than_fp32
+from multitask_vl.models.kernels.cpu_precision import slow_precision_warning
 from multitask_vl.models.seq2seq import VLSeq2Seq
 from multitask_vl.run import distributed
-from multitask_vl.run.checks import TRAIN, Needs, find_needs
+from multitask_vl.run.checks import TRAIN, RunInputs, check_inputs
 from multitask_vl.tasks.base import Task
 
 
 @dataclasses.dataclass
 class Run:
-    """Everything a run works with.
+    """Data and model of a run.
 
     Attributes:
-        collators: (task, split) -> what makes its batches.
-        remarks: what the user should know though nothing is wrong (texts that are cut, splits a task does not have).
+        collators: by (task, split).
+        warnings: what is worth knowing although nothing is wrong, such as truncated texts and splits that a task lacks.
     """
 
     config: Config
     tasks: dict[str, Task]
     collators: dict[tuple[str, str], Collator]
     model: VLSeq2Seq
-    remarks: list[str]
+    warnings: list[str]
     store: FeatureStore
 
     def schedule(self) -> Schedule:
-        """Which task and rows each step trains."""
+        """Return the schedule of the training split: task and rows of each step."""
         sizes = {task: len(self.collators[task, TRAIN].table) for task in self.tasks}
-        batches = {
-            name: max(1, int(self.config.training.batch_size * task.config.batch_share))
+        batch_sizes = {
+            name: max(1, int(self.config.training.batch_size * task.config.batch_size_ratio))
             for name, task in self.tasks.items()
         }
-        return Schedule(sizes, batches, self.config.mixing, self.config.seed, self._lengths())
+        return Schedule(sizes, batch_sizes, self.config.sampling, self.config.seed, self._lengths())
 
     def _lengths(self) -> dict[str, np.ndarray] | None:
         if not self.config.training.group_by_length:
@@ -56,27 +56,27 @@ class Run:
         collators = {name: self.collators[name, TRAIN] for name in self.tasks}
         return {name: row_lengths(one.task, one.table, one.tokenizer) for name, one in collators.items()}
 
-    def data(self) -> dict[str, dict[str, dict]]:
-        """Task -> split -> how many examples it has and which files they come from."""
+    def data_provenance(self) -> dict[str, dict[str, dict]]:
+        """Return task -> split -> number of examples and the files that they come from."""
         return {
-            name: {split: made_from(one.table) for (task, split), one in self.collators.items() if task == name}
+            name: {split: table_provenance(one.table) for (task, split), one in self.collators.items() if task == name}
             for name in self.tasks
         }
 
-    def splits(self, wanted: list[str]) -> dict[str, list[Collator]]:
-        """Split -> collators of the tasks that have it."""
+    def collators_by_split(self, splits: list[str]) -> dict[str, list[Collator]]:
+        """Return split -> collators of the tasks that have it."""
         return {
             split: [self.collators[task, split] for task in self.tasks if (task, split) in self.collators]
-            for split in wanted
+            for split in splits
         }
 
 
 def make_accelerator(config: Config) -> Accelerator:
-    """The accelerator of a run: device and processes from the launcher, trackers from the configuration.
+    """Build the accelerator of a run: device and processes from the launcher, trackers from the configuration.
 
     Raises:
-        InputError: a tracker that accelerate does not know, or whose library is not installed; a launcher that asks
-            for what training does not do.
+        InputError: a tracker that accelerate does not know or whose package is not installed; launch options that
+            training does not support.
     """
     known, installed = ({str(t) for t in trackers} for trackers in (LoggerType, get_available_trackers()))
     problems = [
@@ -86,62 +86,63 @@ def make_accelerator(config: Config) -> Accelerator:
         for name in config.tracking.trackers
         if name not in installed
     ]
-    problems += distributed.refusals(config)
+    problems += distributed.unsupported_launch_options(config)
     if problems:
         raise InputError(problems)
-    with patch_environment(**{distributed.FSDP: "false"}):
+    with patch_environment(**{distributed.USE_FSDP: "false"}):
         return Accelerator(
             # without this flag two CPU processes would look for a GPU backend
             cpu=not torch.accelerator.is_available(),
             mixed_precision=config.training.mixed_precision,
             log_with=config.tracking.trackers or None,
             project_config=ProjectConfiguration(str(config.run_dir), logging_dir=str(config.run_dir / "tracking")),
-            # a step of one task leaves the other tasks' branches without gradient, on every process alike
+            # a step of one task leaves the other tasks' modules without gradient, on every process
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
 
 
-def prepare(config: Config, accelerator: Accelerator, splits: list[str]) -> Run:
-    """Load and check what a run over ``splits`` needs.
+def setup_run(config: Config, accelerator: Accelerator, splits: list[str]) -> Run:
+    """Check the inputs of a run over ``splits`` and build it.
 
     Raises:
         InputError: every problem that can be found before the first step, collected: files, texts over their limits,
-            image keys without features, a store that another trunk made.
+            image keys without features, features of another encoder.
     """
-    needs = find_needs(config, splits, accelerator.main_process_first)
-    if needs.problems:
-        raise InputError(needs.problems)
-    return assemble(config, accelerator, needs)
+    inputs = check_inputs(config, splits, accelerator.main_process_first)
+    if inputs.problems:
+        raise InputError(inputs.problems)
+    return build_run(config, accelerator, inputs)
 
 
-def assemble(config: Config, accelerator: Accelerator, needs: Needs) -> Run:
-    """A run of what was found complete; its model is built here."""
-    tables, store, tokenizer = needs.tables, needs.store, needs.tokenizer
+def build_run(config: Config, accelerator: Accelerator, inputs: RunInputs) -> Run:
+    """Build a run, with its model, from inputs without problems."""
+    tables, store, tokenizer = inputs.tables, inputs.store, inputs.tokenizer
     collators = {}
     for (name, split), table in tables.items():
-        stand_in = None
-        if config.features.control == "shuffled":
-            stand_in = shuffled_images([t for (_, other), t in tables.items() if other == split], config.seed)
-        collators[name, split] = Collator(needs.tasks[name], table, tokenizer, store, stand_in)
+        image_substitution = None
+        if config.features.shuffle_images:
+            image_substitution = shuffled_images([t for (_, other), t in tables.items() if other == split], config.seed)
+        collators[name, split] = Collator(inputs.tasks[name], table, tokenizer, store, image_substitution)
     model = build_model(config, tokenizer, device=accelerator.device)
-    trained = [table for (_, split), table in tables.items() if split == TRAIN]
-    if config.visual.standardize and trained:
-        model.visual.init_standardized(*_statistics(store, trained, config.seed))
+    train_tables = [table for (_, split), table in tables.items() if split == TRAIN]
+    if config.visual.init_normalize and train_tables:
+        model.visual.init_input_normalization(*feature_mean_std(store, train_tables, config.seed))
     if accelerator.mixed_precision == "bf16":
-        model.hold_frozen(torch.bfloat16)
-    remarks = [*needs.remarks, *remarks_on(accelerator)]
-    return Run(config, needs.tasks, collators, model, remarks, store)
+        model.cast_frozen(torch.bfloat16)
+    return Run(config, inputs.tasks, collators, model, [*inputs.warnings, *precision_warnings(accelerator)], store)
 
 
-def remarks_on(accelerator: Accelerator) -> list[str]:
-    """What the user should know of the device and the precision."""
-    note = slower_than_fp32("training.mixed_precision", accelerator.mixed_precision, accelerator.device)
-    return [note] if note else []
+def precision_warnings(accelerator: Accelerator) -> list[str]:
+    """Return a warning if the configured precision is slower than fp32 on this device."""
+    warning = slow_precision_warning("training.mixed_precision", accelerator.mixed_precision, accelerator.device)
+    return [warning] if warning else []
 
 
-def _statistics(store: FeatureStore, tables: list, seed: int, images: int = 512) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean and spread of each channel [D] over the cells of some training images."""
+def feature_mean_std(
+    store: FeatureStore, tables: list, seed: int, num_images: int = 512
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return mean and standard deviation of each feature channel [D] over some training images."""
     keys = image_keys(*tables)
-    drawn = np.random.default_rng([seed, 5]).choice(len(keys), size=min(images, len(keys)), replace=False)
-    cells = torch.from_numpy(store.get_many([keys[i] for i in sorted(drawn)])).float().flatten(0, 1)
-    return cells.mean(0), cells.std(0)
+    drawn = np.random.default_rng([seed, 5]).choice(len(keys), size=min(num_images, len(keys)), replace=False)
+    features = torch.from_numpy(store.get_many([keys[i] for i in sorted(drawn)])).float().flatten(0, 1)
+    return features.mean(0), features.std(0)

@@ -1,4 +1,4 @@
-"""What does a run need before its model, and is it there: one finding for each thing, all of them looked at."""
+"""Checks of everything a run needs before its model is built."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from transformers import PreTrainedTokenizerBase
 
 from multitask_vl.config.schema import Config
 from multitask_vl.data.collate import image_keys, missing_features
-from multitask_vl.data.example_table import column, compiled, made_from
-from multitask_vl.data.store.feature_store import FeatureStore, check_manifest
+from multitask_vl.data.example_table import arrow_column, load_table, table_provenance
+from multitask_vl.data.store.feature_store import FeatureStore
+from multitask_vl.data.store.manifest import check_manifest
 from multitask_vl.data.store.open import open_store
-from multitask_vl.data.text_lengths import too_long
+from multitask_vl.data.token_limits import check_token_limits
 from multitask_vl.errors import InputError
-from multitask_vl.evaluation.candidates import candidates, choice_ids
+from multitask_vl.evaluation.candidates import choice_token_ids, tokenize_candidates
 from multitask_vl.models.build import load_tokenizer
 from multitask_vl.tasks.base import Task
 from multitask_vl.tasks.build import build_tasks
@@ -28,50 +29,55 @@ TRAIN = "train"
 
 
 @dataclass
-class Finding:
-    """One thing that was looked at.
+class Check:
+    """Outcome of one check.
 
     Attributes:
-        name: what it is, in a word or two.
-        found: what was found, in a line; empty where that could not be said.
-        problems: what keeps a run from starting, each with the command or setting that mends it.
-        remarks: what a user should know though nothing is wrong.
-        tried: whether it was looked at.
+        name: what is checked.
+        detail: what was found, in one line; empty if the check failed.
+        problems: what keeps a run from starting, each with the command or setting that fixes it.
+        warnings: what is worth knowing although nothing is wrong.
+        ran: False for a skipped check.
     """
 
     name: str
-    found: str = ""
+    detail: str = ""
     problems: list[str] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-    tried: bool = True
+    warnings: list[str] = field(default_factory=list)
+    ran: bool = True
 
     @property
     def state(self) -> str:
-        """In a word."""
+        """Outcome as shown in a table."""
         if self.problems:
             return "problem" if len(self.problems) == 1 else f"{len(self.problems)} problems"
-        return "ok" if self.tried else "-"
+        return "ok" if self.ran else "skipped"
 
-    def skipped(self, why: str) -> None:
-        """Note that it was not looked at."""
-        self.found, self.tried = why, False
+    def skip(self, reason: str) -> None:
+        """Mark the check as skipped."""
+        self.detail, self.ran = reason, False
 
-    def look(self, get: Callable[[], T], tell: Callable[[T], str]) -> T | None:
-        """What ``get`` gives, told by ``tell``; None, and its problems kept, where it raises InputError."""
+    def run(self, get: Callable[[], T], describe: Callable[[T], str]) -> T | None:
+        """Return what ``get`` returns and keep its description; None, with the problems kept, on InputError."""
         try:
             value = get()
         except InputError as error:
             self.problems += error.problems
             return None
-        self.found = tell(value)
+        self.detail = describe(value)
         return value
 
 
 @dataclass
-class Needs:
-    """What was found; whatever is not there is None or left out, and a finding tells why."""
+class RunInputs:
+    """Inputs of a run. What is missing is None or absent, and a check has the reason.
 
-    findings: list[Finding] = field(default_factory=list)
+    Attributes:
+        checks: in the order in which they ran.
+        tables: examples by (task, split).
+    """
+
+    checks: list[Check] = field(default_factory=list)
     tasks: dict[str, Task] = field(default_factory=dict)
     tokenizer: PreTrainedTokenizerBase | None = None
     store: FeatureStore | None = None
@@ -79,48 +85,52 @@ class Needs:
 
     @property
     def problems(self) -> list[str]:
-        """Of all findings; one that several splits share is told once."""
-        return list(dict.fromkeys(problem for one in self.findings for problem in one.problems))
+        """Problems of all checks; one that several splits share is listed once."""
+        return list(dict.fromkeys(problem for check in self.checks for problem in check.problems))
 
     @property
-    def remarks(self) -> list[str]:
-        """Of all findings."""
-        return [remark for one in self.findings for remark in one.remarks]
+    def warnings(self) -> list[str]:
+        """Warnings of all checks."""
+        return [warning for check in self.checks for warning in check.warnings]
 
-    def finding(self, name: str) -> Finding:
-        """A new finding."""
-        self.findings.append(Finding(name))
-        return self.findings[-1]
-
-
-def splits_of(config: Config) -> list[str]:
-    """Splits that a run works with: the one it trains, and those it scores."""
-    return list(dict.fromkeys([TRAIN, *config.evaluation.during, *config.evaluation.final]))
+    def add_check(self, name: str) -> Check:
+        """Add a check."""
+        self.checks.append(Check(name))
+        return self.checks[-1]
 
 
-def find_needs(config: Config, splits: list[str], in_turn: Callable[[], AbstractContextManager] = nullcontext) -> Needs:
-    """Look at tasks, tokenizer, features, the examples of every task's splits and what scoring them takes.
+def configured_splits(config: Config) -> list[str]:
+    """Return the splits of a training run: the one to train on and those to evaluate."""
+    return list(dict.fromkeys([TRAIN, *config.evaluation.eval_splits, *config.evaluation.final_splits]))
 
-    Examples are compiled, so what was found is at hand when the run starts.
+
+def check_inputs(
+    config: Config,
+    splits: list[str],
+    main_process_first: Callable[[], AbstractContextManager] = nullcontext,
+) -> RunInputs:
+    """Check tasks, tokenizer, features, the examples of every task's splits and what scoring them needs.
+
+    The tables of examples are built on the way, so a run that starts next finds them.
 
     Args:
-        splits: names under ``splits:``; a task without one of them is left out of it.
-        in_turn: makes a context in which one process goes first.
+        splits: names under ``splits:``; a task that lacks one of them is skipped for it.
+        main_process_first: creates a context in which the main process goes first.
     """
-    needs = Needs()
-    needs.tasks = needs.finding("tasks").look(lambda: _tasks(config), ", ".join) or {}
-    tokenizer = needs.finding("tokenizer")
-    needs.tokenizer = tokenizer.look(lambda: load_tokenizer(config.backbone), lambda one: f"{len(one):,} tokens")
-    features = needs.finding("feature store")
-    needs.store = features.look(lambda: open_store(config.features, config.data_dir), _told)
-    if needs.store is not None:
-        features.problems += check_manifest(needs.store.manifest, config.clip, config.visual)
-    for task in needs.tasks.values():
+    inputs = RunInputs()
+    inputs.tasks = inputs.add_check("tasks").run(lambda: _tasks(config), ", ".join) or {}
+    tokenizer = inputs.add_check("tokenizer")
+    inputs.tokenizer = tokenizer.run(lambda: load_tokenizer(config.backbone), lambda loaded: f"{len(loaded):,} tokens")
+    features = inputs.add_check("feature store")
+    inputs.store = features.run(lambda: open_store(config.features, config.data_dir), _describe_store)
+    if inputs.store is not None:
+        features.problems += check_manifest(inputs.store.manifest, config.vision, config.visual)
+    for task in inputs.tasks.values():
         for split in splits:
-            _examples(needs, config, task, split, in_turn)
-        _scoring(needs, config, task, splits)
-    _best(needs, config, splits)
-    return needs
+            _check_examples(inputs, config, task, split, main_process_first)
+        _check_scoring(inputs, config, task, splits)
+    _check_keep_best(inputs, config, splits)
+    return inputs
 
 
 def _tasks(config: Config) -> dict[str, Task]:
@@ -130,72 +140,78 @@ def _tasks(config: Config) -> dict[str, Task]:
     return tasks
 
 
-def _told(store: FeatureStore) -> str:
-    made = store.manifest
-    cells = " x ".join(map(str, (*made.grid, made.dim)))
-    return f"{len(store):,} images, {cells}, by {made.encoder} ({made.weights_tag})"
+def _describe_store(store: FeatureStore) -> str:
+    manifest = store.manifest
+    shape = " x ".join(map(str, (*manifest.grid, manifest.dim)))
+    return f"{len(store):,} images, {shape}, by {manifest.encoder} ({manifest.weights_tag})"
 
 
-def _examples(
-    needs: Needs, config: Config, task: Task, split: str, in_turn: Callable[[], AbstractContextManager]
+def _check_examples(
+    inputs: RunInputs,
+    config: Config,
+    task: Task,
+    split: str,
+    main_process_first: Callable[[], AbstractContextManager],
 ) -> None:
-    finding = needs.finding(f"{task.name} {split}")
+    check = inputs.add_check(f"{task.name} {split}")
     if split not in task.config.splits:
         if split == TRAIN:
-            finding.problems.append(f"tasks.{task.name}.splits: there is no 'train' among {sorted(task.config.splits)}")
-        finding.remarks.append(f"task {task.name} has no split '{split}' and is left out of it")
-        finding.found = "no such split"
+            check.problems.append(f"tasks.{task.name}.splits: there is no 'train' among {sorted(task.config.splits)}")
+        check.warnings.append(f"task {task.name} has no split '{split}' and is skipped for it")
+        check.detail = "no such split"
         return
     cache = config.cache_dir or config.data_dir / ".cache"
     expected = " as expected" if getattr(task.config.splits[split], "expected_count", None) else ""
-    with in_turn():
-        table = finding.look(lambda: compiled(task, split, cache), lambda found: f"{len(found):,} examples{expected}")
+    with main_process_first():
+        table = check.run(lambda: load_table(task, split, cache), lambda rows: f"{len(rows):,} examples{expected}")
     if table is None:
         return
-    needs.tables[task.name, split] = table
+    inputs.tables[task.name, split] = table
     where = f"task {task.name}, split {split}"
-    finding.remarks += [f"{where}: {what}: {count:,}" for what, count in made_from(table)["remarks"].items()]
-    most = pc.max(pc.list_value_length(column(table, "images"))).as_py()
-    if most > config.visual.max_images:
-        finding.problems.append(
-            f"tasks.{task.name}: an example of split '{split}' has {most} images; set visual.max_images={most}"
+    reading = table_provenance(table)["warnings"]
+    check.warnings += [f"{where}: {message}: {count:,}" for message, count in reading.items()]
+    max_images = pc.max(pc.list_value_length(arrow_column(table, "images"))).as_py()
+    if max_images > config.visual.max_images:
+        check.problems.append(
+            f"tasks.{task.name}: an example of split '{split}' has {max_images} images; set "
+            f"visual.max_images={max_images}"
         )
     keys = image_keys(table)
-    finding.found += f", {len(keys):,} images"
-    if needs.store is not None:
-        missing = needs.store.missing(keys)
-        finding.problems += missing_features(task, missing, len(keys), split)
-        finding.found += f", {len(missing):,} of them without features" if missing else ""
-    if needs.tokenizer is not None:
-        long, cut = too_long(task, table, needs.tokenizer, split, with_targets=split == TRAIN)
-        finding.problems += long
-        finding.remarks += [f"{where}: {count} {kind}s are cut" for kind, count in cut.items()]
+    check.detail += f", {len(keys):,} images"
+    if inputs.store is not None:
+        missing = inputs.store.missing(keys)
+        check.problems += missing_features(task, missing, len(keys), split)
+        check.detail += f", {len(missing):,} of them without features" if missing else ""
+    if inputs.tokenizer is not None:
+        problems, truncated = check_token_limits(task, table, inputs.tokenizer, split, with_targets=split == TRAIN)
+        check.problems += problems
+        check.warnings += [f"{where}: {count} {kind}s are truncated" for kind, count in truncated.items()]
 
 
-def _best(needs: Needs, config: Config, splits: list[str]) -> None:
-    """Scores by which a checkpoint is to be kept must be taken."""
-    wanted = config.training.keep_best
-    if wanted is None or TRAIN not in splits or not needs.tasks:
+def _check_keep_best(inputs: RunInputs, config: Config, splits: list[str]) -> None:
+    """Check that the scores that choose the best checkpoint are computed."""
+    settings = config.training.keep_best
+    if settings is None or TRAIN not in splits or not inputs.tasks:
         return
-    scored = [task.name for task in needs.tasks.values() if wanted.split in task.config.splits]
-    never = [name for name in wanted.metrics if name not in scored and (name in needs.tasks or not scored)]
-    if never:
-        needs.finding("best").problems.append(
-            f"training.keep_best: split {wanted.split!r} gives no {' and no '.join(never)} (tasks that have it: "
-            f"{', '.join(scored) or 'none'}); name another split or other scores"
+    scored = [task.name for task in inputs.tasks.values() if settings.split in task.config.splits]
+    absent = [name for name in settings.metrics if name not in scored and (name in inputs.tasks or not scored)]
+    if absent:
+        inputs.add_check("best checkpoint").problems.append(
+            f"training.keep_best: split {settings.split!r} has no score {' and no score '.join(absent)} (tasks that "
+            f"have it: {', '.join(scored) or 'none'}); set another split or other metrics"
         )
 
 
-def _scoring(needs: Needs, config: Config, task: Task, splits: list[str]) -> None:
-    """How predictions are chosen and scored; nothing where no split of the task is."""
-    trained_only = {TRAIN} - {*config.evaluation.during, *config.evaluation.final}
-    if not [split for split in splits if split in task.config.splits and split not in trained_only]:
+def _check_scoring(inputs: RunInputs, config: Config, task: Task, splits: list[str]) -> None:
+    """Check how predictions are decoded and scored, if any split of the task is evaluated."""
+    train_only = {TRAIN} - {*config.evaluation.eval_splits, *config.evaluation.final_splits}
+    if not [split for split in splits if split in task.config.splits and split not in train_only]:
         return
-    finding = needs.finding(f"{task.name} scores")
-    if task.decoding.kind == "choice" and needs.tokenizer is not None:
-        finding.look(lambda: choice_ids(task, needs.tokenizer), lambda _: "")
-    if task.decoding.kind == "rank" and needs.tokenizer is not None:
-        finding.look(lambda: candidates(task, needs.tokenizer), lambda found: f"{len(found[0]):,} answers to rank")
-    tokenizer = config.evaluation.caption_tokenizer
-    remarks = finding.look(lambda: task.check_scoring(caption_tokenizer=tokenizer), lambda _: task.headline)
-    finding.remarks += [f"task {task.name}: {remark}" for remark in remarks or []]
+    check, tokenizer = inputs.add_check(f"{task.name} scores"), inputs.tokenizer
+    if task.decoding.mode == "classify" and tokenizer is not None:
+        check.run(lambda: choice_token_ids(task, tokenizer), lambda _: "")
+    if task.decoding.mode == "rank" and tokenizer is not None:
+        check.run(lambda: tokenize_candidates(task, tokenizer), lambda found: f"{len(found[0]):,} answers to rank")
+    caption_tokenizer = config.evaluation.caption_tokenizer
+    warnings = check.run(lambda: task.check_scoring(caption_tokenizer=caption_tokenizer), lambda _: task.primary_metric)
+    check.warnings += [f"task {task.name}: {warning}" for warning in warnings or []]

@@ -1,7 +1,7 @@
-"""What did the launcher ask for beside data parallelism, and what does training do of it?
+"""Data parallelism and FSDP for training, and the launch options that are not supported.
 
-`accelerate launch` tells its processes by environment variables. Those of FSDP are read here and kept from its
-`Accelerator`, which would shard what is trained as well, and on a CPU would leave it all out without a word.
+`accelerate launch` passes its options in environment variables. Those of FSDP are read here and hidden from
+`Accelerator`, which would shard the trainable tensors as well and, on a CPU, silently ignore FSDP.
 """
 
 from __future__ import annotations
@@ -15,58 +15,64 @@ from torch import nn
 from torch.distributed.fsdp import CPUOffloadPolicy
 
 from multitask_vl.config.schema import Config
-from multitask_vl.models.kernels.fsdp import Sharded
+from multitask_vl.models.kernels.fsdp import FSDPModel
 from multitask_vl.models.seq2seq import VLSeq2Seq
 
-FSDP, DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
+USE_FSDP, USE_DEEPSPEED = "ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"
 
 
-def asked() -> bool:
-    """Whether frozen weights are to be in shards."""
-    return bool(str_to_bool(os.environ.get(FSDP, "false")))
+def fsdp_requested() -> bool:
+    """Return whether the launcher asks for FSDP, which shards the frozen weights."""
+    return bool(str_to_bool(os.environ.get(USE_FSDP, "false")))
 
 
-def refusals(config: Config) -> list[str]:
-    """What the launcher asks for and training does not do, or not with this configuration; each with a way out."""
+def unsupported_launch_options(config: Config) -> list[str]:
+    """Return launch options that training does not support with this configuration, each with an alternative."""
     problems = []
-    if str_to_bool(os.environ.get(DEEPSPEED, "false")):
+    if str_to_bool(os.environ.get(USE_DEEPSPEED, "false")):
         problems.append(
-            "DeepSpeed takes its steps by itself, within the backward pass, and training takes them here; launch with "
-            "configs/accelerate/many_gpus_ddp.yaml, or with fsdp2.yaml, which puts the frozen weights into shards"
+            "DeepSpeed is not supported: it runs the optimizer inside the backward pass, and training runs it here; "
+            "launch with configs/accelerate/many_gpus_ddp.yaml, or with fsdp2.yaml, which shards the frozen weights"
         )
-    if not asked():
+    if not fsdp_requested():
         return problems
     plugin = FullyShardedDataParallelPlugin()
     if plugin.fsdp_version != 2:
         return [*problems, f"fsdp_version: {plugin.fsdp_version}, but only 2 is supported"]
     offload = isinstance(plugin.cpu_offload, CPUOffloadPolicy)
     checks = {
-        "fsdp_offload_params: true is not supported; training.mixed_precision=bf16 halves what is frozen": offload,
-        "fsdp_activation_checkpointing: set training.gradient_checkpointing=true instead, which brings task and x_R "
-        "back where a layer is recomputed": plugin.activation_checkpointing,
-        "fsdp_reshard_after_forward: false would keep all layers whole through a step; set it to true": (
+        "fsdp_offload_params: true is not supported; training.mixed_precision=bf16 halves the frozen weights": offload,
+        "fsdp_activation_checkpointing: set training.gradient_checkpointing=true instead, which restores task and x_R "
+        "where a layer is recomputed": plugin.activation_checkpointing,
+        "fsdp_reshard_after_forward: false would keep all layers unsharded during a step; set it to true": (
             not plugin.reshard_after_forward
         ),
-        "training.on_oom: halve does not go with FSDP, where a process that runs out of memory leaves the others "
-        "waiting for its part; set error, and a smaller training.micro_batch_size": config.training.on_oom == "halve",
-        "training.compile: true does not go with FSDP; leave one of them out": config.training.compile,
+        "training.on_oom: halve does not work with FSDP, where a process that runs out of memory leaves the others "
+        "waiting for its shards; set error, and a smaller training.micro_batch_size": config.training.on_oom == "halve",
+        "training.compile: true does not work with FSDP; use one of the two": config.training.compile,
     }
-    return [*problems, *(said for said, is_so in checks.items() if is_so)]
+    return [*problems, *(problem for problem, applies in checks.items() if applies)]
 
 
-def wrapped(
+def prepare_distributed(
     model: VLSeq2Seq, optimizer: torch.optim.Optimizer, accelerator: Accelerator
 ) -> tuple[nn.Module, torch.optim.Optimizer, list[str]]:
-    """What a training pass enters, the optimiser that goes with it, and remarks on how the processes share weights."""
-    if not asked():
+    """Prepare model and optimizer for data parallelism or, where the launcher asks for it, FSDP.
+
+    Returns:
+        the module that a training pass calls, the optimizer to step, and notes on how weights are sharded.
+    """
+    if not fsdp_requested():
         return *accelerator.prepare(model, optimizer), []
     if accelerator.num_processes == 1:
-        remark = "FSDP was asked for, and one process has nobody to share weights with: they stay whole"
-        return *accelerator.prepare(model, optimizer), [remark]
-    # for "evaluation", since accelerate would otherwise wrap it for its own data parallelism, which takes no shards
-    root = Sharded(model)
-    entered = accelerator.prepare_model(root, evaluation_mode=True)
-    _, everything = model.parameter_counts()
+        note = "FSDP: there is only one process, so weights are not sharded"
+        return *accelerator.prepare(model, optimizer), [note]
+    # evaluation_mode, since accelerate would otherwise wrap it for DDP, which does not take shards
+    fsdp_model = FSDPModel(model)
+    prepared_model = accelerator.prepare_model(fsdp_model, evaluation_mode=True)
+    _, num_parameters = model.parameter_counts()
     part = "half" if accelerator.num_processes == 2 else f"1/{accelerator.num_processes}"
-    remark = f"FSDP: {root.total:,} of {everything:,} parameters in shards, {part} of them on each process"
-    return entered, accelerator.prepare_optimizer(optimizer), [remark]
+    note = (
+        f"FSDP: {fsdp_model.num_sharded:,} of {num_parameters:,} parameters are sharded, {part} of them on each process"
+    )
+    return prepared_model, accelerator.prepare_optimizer(optimizer), [note]

@@ -1,4 +1,4 @@
-"""How does one process work for minutes while the others wait: outside the collectives of the training."""
+"""Work on the main process while the others wait, outside the collectives of training."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from accelerate import Accelerator
 from multitask_vl.errors import InputError
 
 T = TypeVar("T")
-PATIENCE = timedelta(days=7)
+TIMEOUT = timedelta(days=7)
 
 
 def on_main_process(accelerator: Accelerator, work: Callable[[], T]) -> T | None:
-    """What ``work`` gives on the main process; None on the others, which return when it is done.
+    """Run ``work`` on the main process and return its result; on the others return None once it is done.
 
-    A barrier of the training's own group would time out (NCCL: after ten minutes, and it keeps the device busy). The
-    others wait in a group of gloo, made for this and with a week's patience. Should the main process die, they hear of
-    it at once, as the connection breaks.
+    A barrier of the training's own group would time out (NCCL: after ten minutes, and it keeps the device busy). So the
+    others wait in a gloo group created for this, with a timeout of a week. If the main process crashes, the connection
+    breaks and they fail immediately.
 
     Raises:
-        InputError: ``work`` raised one; then it is raised on every process.
+        InputError: on every process, if ``work`` raised one.
     """
     if accelerator.num_processes == 1:
         return work()
-    group = dist.new_group(backend="gloo", timeout=PATIENCE)
+    group = dist.new_group(backend="gloo", timeout=TIMEOUT)
     result: T | None = None
     problems: list[list[str] | None] = [None]
     try:

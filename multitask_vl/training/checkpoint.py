@@ -1,8 +1,7 @@
-"""What survives a death: checkpoints that are whole or absent, checked by their sums, without a pickle in them."""
+"""Atomic, checksummed checkpoints."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Collection, Mapping
@@ -16,12 +15,18 @@ from torch.nn import Parameter
 from multitask_vl.errors import InputError
 from multitask_vl.methods.artifact.adapter_io import ADAPTER_FOLDER, TENSOR_FILE
 from multitask_vl.storage.atomic import sync
+from multitask_vl.storage.hashing import file_sha256
 
-PREFIX = "step-"
+STEP_PREFIX = "step-"
 WRITING, REMOVING = ".writing-", ".removing-"
-MOMENTS, STATE = "optimizer.safetensors", "state.json"
-WEIGHTS = (f"{ADAPTER_FOLDER}/{TENSOR_FILE}", "weights.safetensors")
-"""Where the weights lie in a checkpoint; the second is that of older versions."""
+OPTIMIZER_FILE, STATE_FILE = "optimizer.safetensors", "state.json"
+WEIGHT_FILES = (f"{ADAPTER_FOLDER}/{TENSOR_FILE}", "weights.safetensors")
+"""Where a checkpoint holds its weights; the second place is that of older versions."""
+
+
+def path_of(folder: Path, step: int) -> Path:
+    """Return the path of the checkpoint of ``step``: ``folder/step-00000123``."""
+    return folder / f"{STEP_PREFIX}{step:08d}"
 
 
 def save(
@@ -32,49 +37,48 @@ def save(
     optimizer: torch.optim.Optimizer,
     record: Mapping[str, object],
 ) -> Path:
-    """Write the state after ``step`` steps as ``folder/step-00000123``.
+    """Write the checkpoint of ``step`` completed steps and return its path.
 
-    The folder appears by a rename once every byte is on the disk, so a reader sees a whole checkpoint or none. It holds
-    an adapter as a run's folder does, so it is scored and exported by the same commands.
+    The checkpoint is written to a temporary folder, synced and renamed, so readers see a complete one or none. Like a
+    run folder it contains an adapter, so the same commands evaluate and export it.
 
     Args:
         write_adapter: writes weights, settings and card of the model into a folder.
         parameters: trainable tensors by name.
-        optimizer: its moments are stored under the parameters' names.
-        record: JSON-able facts to keep with it (the configuration, ...).
+        optimizer: its moments are stored under the names of the parameters.
+        record: JSON-serializable entries of state.json, such as the configuration.
 
     Raises:
-        InputError: when the disk is full; what was saved before is untouched.
+        InputError: the disk is full or cannot be written. Earlier checkpoints are untouched.
     """
-    target = folder / f"{PREFIX}{step:08d}"
-    writing = folder / f"{WRITING}{step:08d}"
+    target, writing = path_of(folder, step), folder / f"{WRITING}{step:08d}"
     try:
         remove(writing)
         writing.mkdir(parents=True)
         write_adapter(writing / ADAPTER_FOLDER)
-        save_file(_moments(parameters, optimizer), writing / MOMENTS)
+        save_file(_moments(parameters, optimizer), writing / OPTIMIZER_FILE)
         files = [path for path in sorted(writing.rglob("*")) if path.is_file()]
-        sums = {path.relative_to(writing).as_posix(): _sha256(path) for path in files}
-        state = {"step": step, "sha256": sums, **record}
-        (writing / STATE).write_text(json.dumps(state, indent=1, sort_keys=True))
-        for path in (writing / MOMENTS, writing / STATE, writing / ADAPTER_FOLDER, writing):
+        checksums = {path.relative_to(writing).as_posix(): file_sha256(path) for path in files}
+        state = {"step": step, "sha256": checksums, **record}
+        (writing / STATE_FILE).write_text(json.dumps(state, indent=1, sort_keys=True))
+        for path in (writing / OPTIMIZER_FILE, writing / STATE_FILE, writing / ADAPTER_FOLDER, writing):
             sync(path)
         remove(target)
         writing.rename(target)
         sync(folder)
-    except (OSError, SafetensorError) as error:  # the latter is no OSError, even for a full disk
+    except (OSError, SafetensorError) as error:  # safetensors does not raise OSError, even for a full disk
         shutil.rmtree(writing, ignore_errors=True)
-        why = getattr(error, "strerror", None) or error
+        reason = getattr(error, "strerror", None) or error
         raise InputError(
-            f"cannot write checkpoint {target}: {why}. The last good one is untouched; make room and start the same "
-            f"command with training.resume=auto"
+            f"cannot write checkpoint {target}: {reason}. Earlier checkpoints are untouched; free disk space and run "
+            f"the same command with training.resume=auto"
         ) from error
     return target
 
 
-def adopt(checkpoint: Path, folder: Path, step: int) -> None:
-    """Copy a whole checkpoint of another run, after ``step`` steps and of any name, into ``folder`` by a rename."""
-    target, writing = folder / f"{PREFIX}{step:08d}", folder / f"{WRITING}{step:08d}"
+def import_from(checkpoint: Path, folder: Path, step: int) -> None:
+    """Copy a valid checkpoint of another run into ``folder`` as that of ``step``, atomically."""
+    target, writing = path_of(folder, step), folder / f"{WRITING}{step:08d}"
     remove(writing)
     shutil.copytree(checkpoint, writing)
     for path in sorted(writing.rglob("*")):
@@ -86,7 +90,7 @@ def adopt(checkpoint: Path, folder: Path, step: int) -> None:
 
 
 def remove(checkpoint: Path) -> None:
-    """Delete a checkpoint, if it is there; at no instant does it look like one that is damaged."""
+    """Delete a checkpoint if it exists. It is renamed first, so that an interruption never leaves a corrupt one."""
     if checkpoint.exists():
         removing = checkpoint.with_name(f"{REMOVING}{checkpoint.name}")
         shutil.rmtree(removing, ignore_errors=True)
@@ -94,24 +98,24 @@ def remove(checkpoint: Path) -> None:
         shutil.rmtree(removing)
 
 
-def drop_old(folder: Path, keep: int, best: Collection[int]) -> None:
-    """Delete all but the ``keep`` newest checkpoints and those of the steps ``best``."""
+def prune(folder: Path, keep: int, best: Collection[int]) -> None:
+    """Delete all but the ``keep`` latest checkpoints and those of the steps ``best``."""
     for old in steps(folder)[:-keep]:
         if step_of(old) not in best:
             remove(old)
 
 
-def drop_later(folder: Path, step: int) -> list[str]:
-    """Delete checkpoints of later steps than ``step`` and what a killed process left half written or half removed.
+def remove_after(folder: Path, step: int) -> list[str]:
+    """Delete checkpoints of later steps than ``step``, and the temporary folders of an interrupted process.
 
-    A run that goes on from ``step`` takes those steps again. Were it killed on the way, going on from one of the old
-    ones would leave a gap in its metrics.
+    A run that resumes from ``step`` trains the later steps again. If an old checkpoint of them stayed, resuming from
+    it after another interruption would leave a gap in the metrics.
 
     Returns:
-        names of the checkpoints that are gone.
+        names of the deleted checkpoints.
     """
-    for half in (*folder.glob(f"{WRITING}*"), *folder.glob(f"{REMOVING}*")):
-        shutil.rmtree(half)
+    for temporary in (*folder.glob(f"{WRITING}*"), *folder.glob(f"{REMOVING}*")):
+        shutil.rmtree(temporary)
     later = [path for path in steps(folder) if step_of(path) > step]
     for path in later:
         remove(path)
@@ -119,58 +123,58 @@ def drop_later(folder: Path, step: int) -> list[str]:
 
 
 def step_of(checkpoint: Path) -> int:
-    """The step in a checkpoint's name."""
-    return int(checkpoint.name.removeprefix(PREFIX))
+    """Return the step in a checkpoint's name."""
+    return int(checkpoint.name.removeprefix(STEP_PREFIX))
 
 
 def steps(folder: Path) -> list[Path]:
-    """Checkpoints in ``folder``, oldest first, damaged ones included."""
-    return sorted(folder.glob(f"{PREFIX}{'[0-9]' * 8}"))
+    """Return the checkpoints in ``folder``, oldest first, corrupt ones included."""
+    return sorted(folder.glob(f"{STEP_PREFIX}{'[0-9]' * 8}"))
 
 
-def damage(checkpoint: Path) -> str | None:
-    """Why a checkpoint cannot be used, or None if it is whole."""
+def corruption(checkpoint: Path) -> str | None:
+    """Return why a checkpoint cannot be used, None if it is valid."""
     try:
-        state = json.loads((checkpoint / STATE).read_text())
+        state = json.loads((checkpoint / STATE_FILE).read_text())
         if not isinstance(state["step"], int) or not isinstance(state["sha256"], dict):
-            return "state.json does not say which step and files it is about"
-        if MOMENTS not in state["sha256"] or not any(name in state["sha256"] for name in WEIGHTS):
-            return "state.json names no weights or no moments"
+            return "state.json does not contain the step and the checksums of the files"
+        if OPTIMIZER_FILE not in state["sha256"] or not any(name in state["sha256"] for name in WEIGHT_FILES):
+            return "state.json does not list weights and optimizer moments"
         for name, expected in state["sha256"].items():
-            if _sha256(checkpoint / name) != expected:
+            if file_sha256(checkpoint / name) != expected:
                 return f"{name} does not match its checksum"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"state.json or a file it names is missing or malformed ({type(error).__name__}: {error})"
+        return f"state.json or a file that it lists is missing or malformed ({type(error).__name__}: {error})"
     return None
 
 
-def newest_whole(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest undamaged checkpoint, and a remark for each damaged one that was passed over."""
-    remarks = []
+def latest_valid(folder: Path) -> tuple[Path | None, list[str]]:
+    """Return the latest valid checkpoint, and a warning for each corrupt one that was skipped."""
+    warnings = []
     for checkpoint in reversed(steps(folder)):
-        reason = damage(checkpoint)
+        reason = corruption(checkpoint)
         if reason is None:
-            return checkpoint, remarks
-        remarks.append(f"checkpoint {checkpoint} is damaged and passed over: {reason}")
-    return None, remarks
+            return checkpoint, warnings
+        warnings.append(f"checkpoint {checkpoint} is corrupt and skipped: {reason}")
+    return None, warnings
 
 
 def read_state(checkpoint: Path) -> dict:
-    """What was recorded with a checkpoint; ``step`` among it."""
-    return json.loads((checkpoint / STATE).read_text())
+    """Return the content of a checkpoint's state.json, which includes ``step``."""
+    return json.loads((checkpoint / STATE_FILE).read_text())
 
 
 def load(checkpoint: Path, parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer) -> int:
-    """Put weights and moments back, strictly; returns the number of steps taken.
+    """Restore weights and moments, strictly; returns the number of completed steps.
 
     Raises:
-        InputError: if the checkpoint is damaged or holds other tensors than the model trains.
+        InputError: the checkpoint is corrupt or holds other tensors than the model trains.
     """
-    reason = damage(checkpoint)
+    reason = corruption(checkpoint)
     if reason is not None:
         raise InputError(f"checkpoint {checkpoint}: {reason}")
     state = read_state(checkpoint)
-    weights = load_file(checkpoint / next(name for name in WEIGHTS if name in state["sha256"]))
+    weights = load_file(checkpoint / next(name for name in WEIGHT_FILES if name in state["sha256"]))
     problems = [f"checkpoint {checkpoint}: tensor {name} is missing" for name in parameters.keys() - weights.keys()]
     problems += [
         f"checkpoint {checkpoint}: tensor {name} is not trained here" for name in weights.keys() - parameters.keys()
@@ -186,16 +190,7 @@ def load(checkpoint: Path, parameters: Mapping[str, Parameter], optimizer: torch
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(weights[name])
-    moments = load_file(checkpoint / MOMENTS)
-    # a fused optimiser counts its steps on the device
-    fused = any(group.get("fused") for group in optimizer.param_groups)
-    for name, parameter in parameters.items():
-        keys = {key.removeprefix(f"{name}/"): key for key in moments if key.startswith(f"{name}/")}
-        if keys:
-            optimizer.state[parameter] = {
-                kind: moments[key] if kind == "step" and not fused else moments[key].to(parameter.device)
-                for kind, key in keys.items()
-            }
+    _load_moments(load_file(checkpoint / OPTIMIZER_FILE), parameters, optimizer)
     return int(state["step"])
 
 
@@ -207,6 +202,15 @@ def _moments(parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimiz
     }
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _load_moments(
+    moments: Mapping[str, torch.Tensor], parameters: Mapping[str, Parameter], optimizer: torch.optim.Optimizer
+) -> None:
+    # a fused optimizer counts its steps on the device
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    for name, parameter in parameters.items():
+        keys = {key.removeprefix(f"{name}/"): key for key in moments if key.startswith(f"{name}/")}
+        if keys:
+            optimizer.state[parameter] = {
+                kind: moments[key] if kind == "step" and not fused else moments[key].to(parameter.device)
+                for kind, key in keys.items()
+            }

@@ -1,4 +1,4 @@
-"""Which examples does this process train at each step: its share of the schedule's batch, made ahead by workers."""
+"""Batches of the training steps, prepared ahead by workers."""
 
 from __future__ import annotations
 
@@ -8,47 +8,47 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Dataset
 
 from multitask_vl.data.batch import Batch
-from multitask_vl.data.schedule import Draw, Schedule
+from multitask_vl.data.schedule import Schedule, StepPlan
 from multitask_vl.errors import InputError
 from multitask_vl.run.build import Run
 from multitask_vl.run.checks import TRAIN
-from multitask_vl.training.preemption import shielded
+from multitask_vl.training.preemption import ignore_signals
 
 
-class _Steps(Dataset):
-    """Step number -> this process's share of its batch. Workers read ahead; the order is the schedule's."""
+class StepDataset(Dataset):
+    """Step number -> its plan and this process's share of its batch. The order is the schedule's."""
 
     def __init__(self, run: Run, schedule: Schedule, accelerator: Accelerator):
-        self.run_collators = {task: run.collators[task, TRAIN] for task in run.tasks}
+        self.collators = {task: run.collators[task, TRAIN] for task in run.tasks}
         self.schedule, self.seed = schedule, run.config.seed
-        self.rank, self.world = accelerator.process_index, accelerator.num_processes
+        self.rank, self.world_size = accelerator.process_index, accelerator.num_processes
 
-    def __getitem__(self, step: int) -> tuple[Draw, Batch | InputError]:
-        draw = self.schedule.draw(step)
-        # a global batch smaller than the number of processes: the rest repeat its first row with no weight
-        rows = draw.rows[self.rank :: self.world] if self.rank < len(draw.rows) else draw.rows[:1]
-        collator = self.run_collators[draw.task]
+    def __getitem__(self, step: int) -> tuple[StepPlan, Batch | InputError]:
+        plan = self.schedule.plan(step)
+        # a global batch smaller than the number of processes: the others repeat its first row with weight 0
+        rows = plan.rows[self.rank :: self.world_size] if self.rank < len(plan.rows) else plan.rows[:1]
+        collator = self.collators[plan.task]
         try:
-            return draw, collator.training(rows, self.seed, step, offset=self.rank, stride=self.world)
-        except InputError as error:  # raised in a worker it would come out wrapped in the worker's traceback
-            return draw, error
+            return plan, collator.train_batch(rows, self.seed, step, offset=self.rank, stride=self.world_size)
+        except InputError as error:  # raised in a worker, it would be wrapped in the worker's traceback
+            return plan, error
 
 
-def keep_shared(worker: int) -> None:
-    """Keep a worker's garbage collection off what it was forked with: looking at an object copies its page."""
+def worker_init(worker: int) -> None:
+    """Freeze a worker's garbage collector, which would copy every inherited page, and ignore signals to the job."""
     gc.freeze()
-    shielded()
+    ignore_signals()
 
 
-def loader(run: Run, schedule: Schedule, done: int, total: int, accelerator: Accelerator) -> DataLoader:
-    """Of the steps from ``done`` to ``total``: a draw and its batch, or what is wrong with its input."""
-    workers = run.config.training.workers
+def train_dataloader(run: Run, schedule: Schedule, first: int, total: int, accelerator: Accelerator) -> DataLoader:
+    """Return a loader of the steps from ``first`` to ``total``: (plan, batch), or (plan, InputError) for bad input."""
+    workers = run.config.training.num_workers
     return DataLoader(
-        _Steps(run, schedule, accelerator),
-        sampler=range(done, total),
+        StepDataset(run, schedule, accelerator),
+        sampler=range(first, total),
         batch_size=None,
         num_workers=workers,
         prefetch_factor=4 if workers else None,
-        worker_init_fn=keep_shared,
+        worker_init_fn=worker_init,
         pin_memory=accelerator.device.type == "cuda",
     )

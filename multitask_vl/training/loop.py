@@ -1,320 +1,123 @@
-"""How is a model trained: one loop, to be read from top to bottom."""
+"""The training loop: evaluate if due, step, log, save, stop if signalled."""
 
 from __future__ import annotations
 
-import math
-import time
 from contextlib import ExitStack
-from dataclasses import asdict
 
-import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 
-from multitask_vl.config import Loaded
-from multitask_vl.config.schema import Config, TrainingConfig
-from multitask_vl.data.schedule import Schedule
-from multitask_vl.data.store.manifest import other_trunk, trunk_of
+from multitask_vl.config import LoadedConfig
+from multitask_vl.data.schedule import StepPlan
 from multitask_vl.errors import InputError
-from multitask_vl.evaluation.evaluate import evaluate
-from multitask_vl.methods.artifact.adapter_io import add_scores, save_adapter
-from multitask_vl.models.kernels.fsdp import Sharded
-from multitask_vl.run import distributed
-from multitask_vl.run.build import Run, make_accelerator, prepare
-from multitask_vl.run.checks import splits_of
-from multitask_vl.run.provenance import Mixture, Record, features_of
-from multitask_vl.tasks.readers.json_stream import write_json
-from multitask_vl.training import checkpoint, memory
-from multitask_vl.training.best_checkpoint import splits_left
-from multitask_vl.training.checkpoint_manager import Keeper
-from multitask_vl.training.dataloader import loader
-from multitask_vl.training.nonfinite import Skips, guilty_ids, is_finite, told
-from multitask_vl.training.optim import build_optimizer, clip_gradients, learning_rate, set_learning_rate
-from multitask_vl.training.preemption import Interrupted, Interruption
-from multitask_vl.training.resume import (
-    claim_run_folder,
-    the_same_everywhere,
-    what_changes_bits,
-    what_changes_examples,
-    where_to_start,
-)
-from multitask_vl.training.step_timer import BETWEEN, StepClock, memory_mib
-from multitask_vl.training.tracking import Metrics, Progress, start_trackers
+from multitask_vl.logging import get_logger
+from multitask_vl.run.build import make_accelerator
+from multitask_vl.storage.memory import memory_usage
+from multitask_vl.training.dataloader import train_dataloader
+from multitask_vl.training.preemption import PEER_SIGNAL, RESUME_HINT, Interrupted, Interruption
+from multitask_vl.training.session import Session, start_session
+from multitask_vl.training.step import StepResult, train_step
+from multitask_vl.training.step_timer import IDLE
+from multitask_vl.training.validation import evaluate_during, finish
 
-OTHER = "a signal to another process"
-GO_ON = "the same command with --resume auto goes on"
+logger = get_logger(__name__)
 
 
-def train(loaded: Loaded, interruption: Interruption | None = None) -> dict[str, dict]:
+def train(loaded: LoadedConfig, interruption: Interruption | None = None) -> dict[str, dict]:
     """Train, evaluate and save one run; returns the final scores by split (on the main process).
 
-    Every random draw is keyed by (seed, step), and the state after a step is weights, moments and the step's number. So
-    a run that died and was started again with ``training.resume=auto`` has the same numbers as one that did not.
+    Everything random is keyed by (seed, step), and the state after a step is weights, moments and the step's number. So
+    a run that is interrupted and resumed with ``training.resume=auto`` has the same numbers as an uninterrupted one.
+
+    Args:
+        interruption: from `handle_signals`; None: signals are not handled.
 
     Raises:
-        Interrupted: a signal that ``interruption`` handles ended the run early; the state after the last step is saved.
+        InputError: bad input, configuration or data, out of memory, or a non-finite step.
+        Interrupted: a signal ended the run early; the state after the last step is saved.
     """
     interruption = interruption or Interruption()
     accelerator = make_accelerator(loaded.config)
     try:
-        with ExitStack() as held:
-            return _train(loaded, accelerator, interruption, held)
+        with ExitStack() as locks:
+            session = start_session(loaded, accelerator, interruption, locks)
+            _train_steps(session)
+            results = finish(session)
+            session.record.update(session.state.total_steps, session.state.mixture, ended=True)
+            accelerator.end_training()
+            return results
     except InputError:
         raise
     except (Exception, Interrupted) as error:
-        if not interruption.asked:
+        if not interruption.signal_name:
             raise
-        # a signal to a whole job ends the processes and programs that this one waits for, which looks like a failure
+        # a signal to a whole job also ends the processes that this one waits for, which looks like a failure
         accelerator.end_training()
-        told = str(error) if isinstance(error, Interrupted) else f"stopped by {interruption.asked}"
-        raise Interrupted(f"{told}; {GO_ON}" if accelerator.is_main_process else "") from error
+        message = str(error) if isinstance(error, Interrupted) else f"stopped by {interruption.signal_name}"
+        raise Interrupted(f"{message}; {RESUME_HINT}" if accelerator.is_main_process else "") from error
 
 
-def _train(loaded: Loaded, accelerator: Accelerator, interruption: Interruption, held: ExitStack) -> dict[str, dict]:
-    config = loaded.config
-    settings = config.training
-    start_from = the_same_everywhere(where_to_start(config), accelerator)
-    run = prepare(config, accelerator, splits_of(config))
-    model, schedule = run.model, run.schedule()
-    total = settings.steps or math.ceil(settings.epochs * schedule.steps_per_epoch)
-
-    parameters = model.trainable()
-    optimizer = build_optimizer(parameters, settings, model.pretrained())
-    first = done = checkpoint.load(start_from, parameters, optimizer) if start_from else 0
-    state = checkpoint.read_state(start_from) if start_from else {}
-    read = {"data": run.data(), "features": trunk_of(run.store.manifest)}
-    about_data = what_changes_examples(start_from, state, read["data"])
-    about_data += other_trunk(run.store.manifest, state.get("features", {}))
-    sizes = memory.micro_batches(config, schedule.batch_sizes, accelerator.num_processes, state)
-    mixture, skips = Mixture.so_far(schedule, state, done), Skips.of(state)
-    if accelerator.scaler is not None and state.get("scaler"):
-        accelerator.scaler.load_state_dict(state["scaler"])
-    if settings.gradient_checkpointing:
-        model.enable_gradient_checkpointing()
-    if settings.compile:
-        model.compile_layers()
-    wrapped, prepared_optimizer, about_shards = distributed.wrapped(model, optimizer, accelerator)
-    progress = Progress(total, done, accelerator.is_main_process, config.tracking.line_every)
-    claim_run_folder(loaded, accelerator, start_from, done, progress.say, held)
-    facts = {"seed": config.seed, "data": read["data"], "features": features_of(run.store)}
-    record = Record(config.run_dir, accelerator, facts, done, total)
-
-    metrics = Metrics(config.run_dir / "metrics.jsonl", after_step=done) if accelerator.is_main_process else None
-    keeper = Keeper(run, accelerator, optimizer, parameters)
-    keeper.note_best()
-    start_trackers(accelerator, config, after_step=done)
-    remarks = [*run.remarks, *about_data, *what_changes_bits(state, accelerator, config), *about_shards]
-    for remark in [*remarks, _summary(run, schedule, total, accelerator), *map(sizes.described, run.tasks)]:
-        progress.say(remark)
-
-    evaluate_every = _steps_between_evaluations(config, schedule)
-    batches = loader(run, schedule, done, total, accelerator)
-    interruption.waits = True
-    wrapped.train()
-    in_shards = isinstance(wrapped, Sharded)
-    # where halving is allowed, gradients are averaged once every process knows that all of them are there
-    apart = in_shards or (settings.on_oom == "halve" and accelerator.num_processes > 1)
-    clock = StepClock(accelerator.device)
-    clock.enter("wait")
-    for draw, batch in batches:
-        if evaluate_every and draw.step and draw.step % evaluate_every == 0:
-            clock.enter(BETWEEN)
-            _evaluate_during(run, accelerator, interruption, metrics, progress, draw.step, left=draw.step == first)
-            keeper.note_best()
-
+def _train_steps(session: Session) -> None:
+    state, timer, interruption = session.state, session.state.timer, session.state.interruption
+    eval_steps = session.steps_between_evaluations
+    batches = train_dataloader(session.run, session.schedule, state.step, state.total_steps, session.accelerator)
+    interruption.deferred = True
+    timer.start_phase("wait")
+    for plan, batch in batches:
+        if eval_steps and plan.step and plan.step % eval_steps == 0:
+            timer.start_phase(IDLE)
+            evaluate_during(session, plan.step, only_unscored=plan.step == session.first_step)
+            session.checkpoints.update_best()
         if isinstance(batch, InputError):
             raise batch
-        began = time.perf_counter()
-        clock.count(batch)
-        clock.enter("forward")
-        batch = batch.to(accelerator.device, non_blocking=True)
-        task = run.tasks[draw.task]
-        set_learning_rate(optimizer, learning_rate(draw.step, total, settings.lr, settings.warmup_ratio))
-
-        # the denominator is that of the global batch, so that shards and micro-batches add up to one mean
-        counted = accelerator.process_index < len(draw.rows)
-        no_loss = torch.zeros(batch.labels.shape, device=batch.labels.device)
-        denominator = task.reduce(no_loss, *batch.to_reduce())[1] * counted
-        denominator = accelerator.reduce(denominator, "sum").clamp(min=1e-12)
-        loss = None
-        while loss is None:
-            torch.manual_seed(_seed(config.seed, draw.step, accelerator.process_index))
-            pieces = batch.pieces(sizes.sizes[draw.task])
-            idle = sizes.passes(draw.task, len(draw.rows)) - len(pieces) if in_shards else 0
-            try:
-                loss, losses = memory.add_gradients(
-                    wrapped, task, pieces, counted, denominator, accelerator, clock, apart, idle
-                )
-            except (RuntimeError, MemoryError) as error:
-                if not memory.is_out_of_memory(error):
-                    raise
-                if settings.on_oom == "error" or sizes.sizes[draw.task] == 1:
-                    raise memory.out_of_memory(draw.step, batch, sizes, accelerator.device) from error
-            # outside the handler, whose error would keep what the pass had allocated
-            if settings.on_oom == "halve" and not memory.everywhere(loss is not None, accelerator):
-                loss = None
-                prepared_optimizer.zero_grad(set_to_none=True)
-                memory.release(accelerator.device)
-                size = sizes.halve(draw.task)
-                progress.say(f"step {draw.step}: out of memory; {sizes.described(draw.task)} from here on")
-                if metrics:
-                    metrics.add(step=draw.step + 1, task=draw.task, micro_batch_size=size)
-        clock.enter("optimizer")
-        if apart:
-            for parameter in parameters.values():
-                if parameter.grad is not None:
-                    parameter.grad = accelerator.reduce(parameter.grad, "mean")
-
-        accelerator.unscale_gradients(prepared_optimizer)
-        norm = clip_gradients(parameters.values(), settings.clip_norm)
-        # whether a signal came to one of the processes goes with the loss, so that all of them stop after the same step
-        asked = loss.new_tensor(float(interruption.asked is not None))
-        loss, asked = accelerator.reduce(torch.stack([loss, asked]), "sum").tolist()
-        finite = is_finite(loss, norm, accelerator)
-        if finite or accelerator.scaler is not None:
-            prepared_optimizer.step()
-        prepared_optimizer.zero_grad(set_to_none=True)
-        done = draw.step + 1
-        clock.enter(BETWEEN)
-
-        rate = optimizer.param_groups[0]["lr"]
-        if finite:
-            skips.taken()
-            mixture.add(draw)
-            progress.advance(f"{draw.task} loss {loss:.3f}")
-        else:
-            ids = guilty_ids(pieces, losses, counted, accelerator)
-            what = told(draw, loss, norm, ids)
-            skips.left_out(what, settings)
-            progress.say(f"{what}; the step is left out ({skips.total} of this run so far)")
-            progress.advance(f"{draw.task} left out")
-            if metrics:
-                metrics.add(step=done, task=draw.task, skipped=what, ids=ids)
-        if finite and (done % settings.log_every == 0 or done == total):
-            took_s = round(time.perf_counter() - began, 4)
-            processed = accelerator.reduce(torch.tensor([clock.tokens, clock.images], device=accelerator.device), "sum")
-            spent = clock.read(processed) | memory_mib(accelerator.device) | {"left_s": progress.left_s()}
-            if metrics:
-                row = {"step": done, "task": draw.task, "loss": loss, "lr": rate, "grad_norm": norm}
-                metrics.add(**row, wall_s=took_s, time=spent)
-            values = {f"loss/{draw.task}": loss, "lr": rate, "grad_norm": norm}
-            accelerator.log(values | {f"time/{name}": value for name, value in spent.items()}, step=done)
-
-        if asked or done == total or _to_be_saved(settings, done, evaluate_every):
-            counted = {"mixture": mixture.counts, "halved": sizes.halved, "skips": asdict(skips)}
-            saved = keeper.save(done, counted | read)
-            record.update(done, mixture)
-        if asked:
-            interruption.asked = interruption.asked or OTHER
-            if done < total:
-                raise Interrupted(f"stopped by {interruption.asked} after step {done}, saved as {saved}")
-        clock.enter("wait")
-    progress.close()
-
-    results = _finish(run, accelerator, interruption, metrics, keeper, total, progress)
-    record.update(total, mixture, ended=True)
-    accelerator.end_training()
-    return results
+        result = train_step(state, plan, batch)
+        _log(session, plan, result)
+        finished = state.step == state.total_steps
+        if result.stop or finished or _should_save(session):
+            saved = session.checkpoints.save()
+            session.record.update(state.step, state.mixture)
+        if result.stop:
+            interruption.signal_name = interruption.signal_name or PEER_SIGNAL
+            if not finished:
+                raise Interrupted(f"stopped by {interruption.signal_name} after step {state.step}, saved as {saved}")
+        timer.start_phase("wait")
+    session.progress.close()
 
 
-def _seed(seed: int, step: int, rank: int) -> int:
-    return int(np.random.SeedSequence([seed, 4, step, rank]).generate_state(1, np.uint64)[0])
+def _should_save(session: Session) -> bool:
+    """Return whether a checkpoint is due: also before each evaluation.
 
-
-def _steps_between_evaluations(config: Config, schedule: Schedule) -> int | None:
-    if config.evaluation.every_epochs is None or not config.evaluation.during:
-        return None
-    return max(1, round(config.evaluation.every_epochs * schedule.steps_per_epoch))
-
-
-def _summary(run: Run, schedule: Schedule, total: int, accelerator: Accelerator) -> str:
-    trainable, everything = run.model.parameter_counts()
-    tasks = ", ".join(f"{t} {schedule.sizes[t]:,} rows x{schedule.batch_sizes[t]}" for t in run.tasks)
-    precision = "fp32" if accelerator.mixed_precision == "no" else accelerator.mixed_precision
-    return (
-        f"{total} steps ({total / schedule.steps_per_epoch:.1f} epochs) on {accelerator.num_processes} x "
-        f"{accelerator.device.type}, {precision}; {tasks}; "
-        f"training {trainable:,} of {everything:,} parameters ({100 * trainable / everything:.2f} %)"
-    )
-
-
-def _to_be_saved(settings: TrainingConfig, done: int, evaluate_every: int | None) -> bool:
-    """Also before every evaluation, whose score a checkpoint may be kept for and whose death is to cost no step."""
-    if settings.checkpoint_every and done % settings.checkpoint_every == 0:
+    Its score may decide which checkpoint is kept, and an interruption during it should not cost a step.
+    """
+    settings, step, eval_steps = session.config.training, session.state.step, session.steps_between_evaluations
+    if settings.checkpoint_steps and step % settings.checkpoint_steps == 0:
         return True
-    return bool(evaluate_every and done % evaluate_every == 0 and (settings.checkpoint_every or settings.keep_best))
+    return bool(eval_steps and step % eval_steps == 0 and (settings.checkpoint_steps or settings.keep_best))
 
 
-def _agree(interruption: Interruption, accelerator: Accelerator) -> None:
-    """Have every process know of a signal to one of them that came after the last step was summed up."""
-    asked = torch.tensor(float(interruption.asked is not None), device=accelerator.device)
-    if float(accelerator.reduce(asked, "sum")) and interruption.asked is None:
-        interruption.asked = OTHER
+def _log(session: Session, plan: StepPlan, result: StepResult) -> None:
+    state, metrics, progress = session.state, session.metrics, session.progress
+    if metrics:
+        for size in result.halved_to:
+            metrics.add(step=state.step, task=plan.task, micro_batch_size=size)
+    if result.skipped:
+        logger.warning(f"{result.skipped}; the step is skipped ({state.skips.total} of this run so far)")
+        progress.update(f"{plan.task} skipped")
+        if metrics:
+            metrics.add(step=state.step, task=plan.task, skipped=result.skipped, ids=result.nonfinite_ids)
+        return
+    progress.update(f"{plan.task} loss {result.loss:.3f}")
+    if state.step % session.config.training.log_steps == 0 or state.step == state.total_steps:
+        _log_metrics(session, plan, result)
 
 
-def _evaluate_during(
-    run: Run,
-    accelerator: Accelerator,
-    interruption: Interruption,
-    metrics: Metrics | None,
-    progress: Progress,
-    step: int,
-    left: bool,
-) -> None:
-    """Score the splits of ``evaluation.during``, or, where ``left``, those of them without a row in the metrics."""
-    config = run.config.evaluation
-    splits = {split: collators for split, collators in run.splits(config.during).items() if collators}
-    if left:
-        names = [splits_left(run.config.run_dir / "metrics.jsonl", step, list(splits))]
-        broadcast_object_list(names)
-        splits = {split: splits[split] for split in names[0]}
-    if config.limit:
-        splits = {split: [c.first(config.limit) for c in collators] for split, collators in splits.items()}
-    _agree(interruption, accelerator)
-    with interruption.at_once():
-        folder = run.config.run_dir / "during"
-        scores = evaluate(run.model, splits, folder, config, accelerator, progress.say)
-    for split, result in scores.items():
-        values = _headlines(result)
-        metrics.add(step=step, split=split, scores=values, **({"limit": config.limit} if config.limit else {}))
-        accelerator.log({f"{split}/{name}": value for name, value in values.items()}, step=step)
-
-
-def _headlines(result: dict) -> dict[str, float]:
-    """Task -> headline score, of one split's results; without tasks whose split hides its answers."""
-    return {name: entry["value"] for name, entry in result["tasks"].items() if entry["value"] is not None}
-
-
-def _finish(
-    run: Run,
-    accelerator: Accelerator,
-    interruption: Interruption,
-    metrics: Metrics | None,
-    keeper: Keeper,
-    total: int,
-    progress: Progress,
-) -> dict:
-    config = run.config
-    if config.evaluation.limit and config.training.keep_best:
-        # compared with scores of as many examples; those of the whole splits follow
-        _evaluate_during(run, accelerator, interruption, metrics, progress, total, left=True)
-    splits = run.splits(list(dict.fromkeys([*config.evaluation.during, *config.evaluation.final])))
-    if accelerator.is_main_process:
-        # before hours of predicting; the card gets its scores afterwards
-        save_adapter(run.model, config.run_dir / "adapter", config, keeper.facts(total))
-    _agree(interruption, accelerator)
-    with interruption.at_once():
-        results = evaluate(run.model, splits, config.run_dir, config.evaluation, accelerator, progress.say)
-    if accelerator.is_main_process:
-        for split, result in results.items():
-            values = _headlines(result)
-            metrics.add(step=total, split=split, scores=values, final=True)
-        trainable, everything = run.model.parameter_counts()
-        counts = {"trainable": trainable, "total": everything}
-        add_scores(config.run_dir / "adapter", results)
-    keeper.note_best()
-    if accelerator.is_main_process:
-        write_json(config.run_dir / "scores.json", {"step": total, "splits": results, "parameters": counts})
-    accelerator.wait_for_everyone()
-    return results
+def _log_metrics(session: Session, plan: StepPlan, result: StepResult) -> None:
+    accelerator, timer = session.accelerator, session.state.timer
+    processed = accelerator.reduce(torch.tensor([timer.tokens, timer.images], device=accelerator.device), "sum")
+    timing = timer.read(processed) | memory_usage(accelerator.device) | {"eta_s": session.progress.eta_s()}
+    values = {"loss": result.loss, "lr": result.learning_rate, "grad_norm": result.grad_norm}
+    step = session.state.step
+    if session.metrics:
+        wall_s = round(result.wall_s, 4)
+        session.metrics.add(step=step, task=plan.task, **values, wall_s=wall_s, time=timing)
+    values[f"loss/{plan.task}"] = values.pop("loss")
+    accelerator.log(values | {f"time/{name}": value for name, value in timing.items()}, step=step)

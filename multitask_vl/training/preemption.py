@@ -1,70 +1,98 @@
-"""What if the machine is wanted back: SIGTERM or SIGUSR1 ends a run where nothing is lost, with exit code 75."""
+"""SIGTERM and SIGUSR1 end a run between two steps, with its state saved and exit code 75."""
 
 from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-"""Schedulers send the one when time is up or a node is wanted back, and the other where they are asked for a notice."""
-EXIT_RUN_AGAIN = os.EX_TEMPFAIL
-"""75, "temporary failure, the user is invited to try again" of sysexits.h: nothing is wrong, and the same command goes
-on. 128 + the signal's number would look like a run that was killed and saved nothing."""
+"""Schedulers send SIGTERM when time is up or a node is reclaimed, and SIGUSR1 where a warning ahead is asked for."""
+PEER_SIGNAL = "a signal to another process"
+RESUME_HINT = "resume with the same command and --resume auto"
+REDELIVERY_S = 0.01
+"""Seconds until a signal is sent again whose exception Python could not raise."""
 
 
 class Interrupted(BaseException):
-    """A run ends early because a signal asked for it; says what was saved, or nothing where another process does.
+    """A signal ended the run early. The message names what was saved; it is empty where another process reports it.
 
-    As KeyboardInterrupt it is no Exception: who guards against whatever a scorer or a plugin raises lets it pass.
+    Like KeyboardInterrupt this is not an Exception, so that handlers around a scorer or a plugin do not swallow it.
     """
 
 
 class Interruption:
-    """Whether a signal has asked this process to stop, and what becomes of it.
+    """Signal that asks this process to stop, and when the process reacts to it.
 
     Attributes:
-        asked: name of the signal; None as long as none came.
-        waits: whether the loop looks at ``asked`` between steps. Before and after, when there is no step to finish, a
-            signal raises Interrupted at once.
+        signal_name: name of the received signal; None if there was none.
+        deferred: whether the loop checks ``signal_name`` between steps. Where it does not, before and after training, a
+            signal raises Interrupted immediately.
     """
 
     def __init__(self) -> None:
-        self.asked: str | None = None
-        self.waits = False
+        self.signal_name: str | None = None
+        self.deferred = False
 
     def receive(self, number: int, _: object = None) -> None:
-        """Signal handler."""
-        self.asked = signal.Signals(number).name
-        if not self.waits:
-            raise Interrupted(f"stopped by {self.asked}")
+        """Handle a signal."""
+        self.signal_name = signal.Signals(number).name
+        if not self.deferred:
+            raise Interrupted(f"stopped by {self.signal_name}")
+
+    def redeliver_dropped(self, unraisable: sys.UnraisableHookArgs) -> bool:
+        """Send the signal again if Python dropped its exception.
+
+        A signal is handled between any two bytecodes, also in a finalizer or a weakref callback, from which Python
+        raises nothing: it reports the exception to ``sys.unraisablehook`` and continues.
+
+        Returns:
+            whether the dropped exception was that of a signal.
+        """
+        if not isinstance(unraisable.exc_value, Interrupted) or self.signal_name is None:
+            return False
+        number = signal.Signals[self.signal_name]
+
+        def send() -> None:
+            if signal.getsignal(number) == self.receive:  # not once the program has ended its work
+                os.kill(os.getpid(), number)
+
+        timer = threading.Timer(REDELIVERY_S, send)
+        timer.daemon = True
+        timer.start()
+        return True
 
     @contextmanager
-    def at_once(self) -> Iterator[None]:
-        """Work that is repeated as a whole after a restart, such as an evaluation: a signal ends it where it stands."""
-        before, self.waits = self.waits, False
+    def immediate(self) -> Iterator[None]:
+        """React to a signal immediately; for work that is repeated after resuming anyway, such as an evaluation."""
+        before, self.deferred = self.deferred, False
         try:
-            if self.asked:
-                raise Interrupted(f"stopped by {self.asked}")
+            if self.signal_name:
+                raise Interrupted(f"stopped by {self.signal_name}")
             yield
         finally:
-            self.waits = before
+            self.deferred = before
 
 
 @contextmanager
-def interruptible() -> Iterator[Interruption]:
-    """Have the signals handled by an `Interruption` while the context lasts; for programs, in their main thread."""
+def handle_signals() -> Iterator[Interruption]:
+    """Have an `Interruption` handle the signals inside the context; for programs, in their main thread."""
     interruption = Interruption()
     before = {number: signal.signal(number, interruption.receive) for number in SIGNALS}
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda unraisable: interruption.redeliver_dropped(unraisable) or hook(unraisable)
     try:
         yield interruption
     finally:
+        sys.unraisablehook = hook
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def shielded() -> None:
-    """Let signals to a whole job pass a process by that only prepares batches: the one it works for ends it."""
+def ignore_signals() -> None:
+    """Ignore signals to the whole job in a data-loading worker, which the training process ends itself."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)

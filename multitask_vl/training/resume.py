@@ -1,8 +1,8 @@
-"""May this run write here, and where does it start: a fresh folder, or the newest whole checkpoint of the same run."""
+"""Start of a run: the locked run folder and the checkpoint to resume from."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -11,33 +11,31 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import gather_object
 
-from multitask_vl.config import Loaded, differences
+from multitask_vl.config import LoadedConfig, differences
 from multitask_vl.config.load import config_from
 from multitask_vl.config.schema import Config
 from multitask_vl.errors import InputError
+from multitask_vl.logging import get_logger
 from multitask_vl.run.checks import TRAIN
 from multitask_vl.run.main_process import on_main_process
-from multitask_vl.storage.atomic import unfinished
-from multitask_vl.storage.file_lock import Busy, WriterLock
+from multitask_vl.storage.atomic import leftover_temp_files
+from multitask_vl.storage.file_lock import FileLock, LockHeld
 from multitask_vl.training import checkpoint
 
+logger = get_logger(__name__)
 
-def claim_run_folder(
-    loaded: Loaded,
-    accelerator: Accelerator,
-    start_from: Path | None,
-    step: int,
-    say: Callable[[str], None],
-    held: ExitStack,
+
+def lock_run_dir(
+    loaded: LoadedConfig, accelerator: Accelerator, resume_from: Path | None, step: int, locks: ExitStack
 ) -> None:
-    """From here on the folder is this run's, as of ``step``: what a death left half done or beyond it is removed.
+    """Lock the run folder and bring it to the state after ``step``: what is unfinished or later is removed.
 
-    Called when no input is left to be wrong. Checkpoints go before the metrics are cut and scores before the settings
-    change, so that a death in between leaves nothing that the next start would take for whole.
+    Called once all inputs are checked. Checkpoints are removed before the metrics are cut, and scores before the
+    settings change, so an interruption in between leaves nothing that the next start would take for complete.
 
     Args:
-        start_from: the checkpoint of ``step``. One of another run is copied, so that ``auto`` finds it from now on.
-        held: gets the lock by which no other process trains in the folder meanwhile.
+        resume_from: the checkpoint of ``step``. One of another run is copied, so that ``auto`` finds it from now on.
+        locks: holds the lock that keeps other processes from training in the folder.
 
     Raises:
         InputError: on every process, if another one trains in the folder.
@@ -45,155 +43,161 @@ def claim_run_folder(
     folder = loaded.config.run_dir
     checkpoints = folder / "checkpoints"
 
-    def claim() -> None:
+    def lock() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         try:
-            held.enter_context(WriterLock(folder / "run", elsewhere="train elsewhere (run_dir=PATH)"))
-        except Busy:
+            locks.enter_context(FileLock(folder / "run", hint="train in another folder (run_dir=PATH)"))
+        except LockHeld:
             raise
         except InputError:
-            say(f"{folder}: its file system takes no locks; a second run there would not be noticed")
+            logger.warning(f"{folder}: its file system does not support locks, so a second run there is not detected")
         (folder / "scores.json").unlink(missing_ok=True)
-        gone = checkpoint.drop_later(checkpoints, step)
-        if start_from is not None and start_from.resolve().parent != checkpoints.resolve():
-            checkpoint.adopt(start_from, checkpoints, step)
-        if gone:
-            say(f"going on after step {step}; removed, since their steps are taken again: {', '.join(gone)}")
-        for path in unfinished(folder):
+        removed = checkpoint.remove_after(checkpoints, step)
+        if resume_from is not None and resume_from.resolve().parent != checkpoints.resolve():
+            checkpoint.import_from(resume_from, checkpoints, step)
+        if removed:
+            logger.info(f"resuming after step {step}; removed checkpoints of later steps: {', '.join(removed)}")
+        for path in leftover_temp_files(folder):
             path.unlink()
         loaded.write_resolved(folder / "resolved.yaml")
 
-    on_main_process(accelerator, claim)
+    on_main_process(accelerator, lock)
 
 
-def where_to_start(config: Config) -> Path | None:
-    """The checkpoint to go on from, or None for a fresh start. Writes nothing.
+def find_resume_checkpoint(config: Config) -> tuple[Path | None, list[str]]:
+    """Return the checkpoint to resume from, None to start from scratch, and warnings. Writes nothing.
 
     Raises:
-        InputError: the folder holds a run and ``training.resume`` is not set, or one that has ended and has no
-            checkpoint; the checkpoint named does not exist, is
-            damaged or belongs to another folder's run while this one holds a run of its own; it was made by a
-            configuration that trains something else.
+        InputError: the folder holds a run and ``training.resume`` is not set, or a finished run without checkpoints;
+            the given checkpoint does not exist, is corrupt, or is of another run while the folder holds a run; its
+            configuration differs in settings that decide the training.
     """
     folder, resume = config.run_dir / "checkpoints", config.training.resume
+    warnings: list[str] = []
     if resume is None:
         if (config.run_dir / "resolved.yaml").exists():
             raise InputError(
-                f"run_dir: {config.run_dir} already holds a run. Go on with it by training.resume=auto, or choose "
-                f"another place by run_dir=PATH (or remove it: rm -r {config.run_dir})"
+                f"run_dir: {config.run_dir} already holds a run. Resume it with training.resume=auto, or choose "
+                f"another folder with run_dir=PATH (or remove it: rm -r {config.run_dir})"
             )
-        return None
+        return None, warnings
     if resume == "auto":
-        found, remarks = checkpoint.newest_whole(folder)
-        for remark in remarks:
-            print(remark, flush=True)
+        found, warnings = _latest(config, folder)
         if found is None:
-            if remarks:
-                raise InputError([*remarks, f"run_dir: no undamaged checkpoint in {folder}; start afresh elsewhere"])
-            if (config.run_dir / "scores.json").exists():
-                raise InputError(
-                    f"run_dir: the run in {config.run_dir} has ended and its checkpoints are gone, so there is nothing "
-                    f"to go on from; its scores are in scores.json. Choose another place by run_dir=PATH (or remove "
-                    f"it: rm -r {config.run_dir})"
-                )
-            return None
+            return None, warnings
     else:
-        found = Path(resume)
-        if not found.is_dir():
-            have = ", ".join(path.name for path in checkpoint.steps(folder)) or "none"
-            raise InputError(f"training.resume: no checkpoint {found} (in {folder}: {have})")
-        if (config.run_dir / "resolved.yaml").exists() and found.resolve().parent != folder.resolve():
-            raise InputError(
-                f"run_dir: {config.run_dir} already holds a run, and {found} is not one of its checkpoints; go on "
-                f"with the run there by training.resume=auto, or choose another place by run_dir=PATH"
-            )
-        reason = checkpoint.damage(found)
-        if reason is not None:
-            raise InputError(f"training.resume: {found}: {reason}. Use training.resume=auto to fall back")
-    made_by = checkpoint.read_state(found).get("config")
-    if not isinstance(made_by, dict):
-        raise InputError(f"training.resume: {found}/state.json holds no configuration; remove it: rm -r {found}")
-    changed = differences(_completed(made_by, found), config)
+        found = _given(config, folder, Path(resume))
+    saved_config = checkpoint.read_state(found).get("config")
+    if not isinstance(saved_config, dict):
+        raise InputError(f"training.resume: {found}/state.json does not contain a configuration; run: rm -r {found}")
+    changed = differences(_with_defaults(saved_config, found), config)
     if changed:
         raise InputError(
-            [f"training.resume: {found} was made by another configuration: {difference}" for difference in changed]
+            [f"training.resume: {found} was saved by another configuration: {difference}" for difference in changed]
         )
-    return found
+    return found, warnings
 
 
-def the_same_everywhere(start_from: Path | None, accelerator: Accelerator) -> Path | None:
-    """Where to start, as found by every process.
+def _latest(config: Config, folder: Path) -> tuple[Path | None, list[str]]:
+    found, warnings = checkpoint.latest_valid(folder)
+    if found is None and warnings:
+        raise InputError([*warnings, f"run_dir: no valid checkpoint in {folder}; start from scratch in another folder"])
+    if found is None and (config.run_dir / "scores.json").exists():
+        raise InputError(
+            f"run_dir: the run in {config.run_dir} has finished and its checkpoints are gone, so it cannot be resumed; "
+            f"its scores are in scores.json. Choose another folder with run_dir=PATH (or remove it: rm -r "
+            f"{config.run_dir})"
+        )
+    return found, warnings
+
+
+def _given(config: Config, folder: Path, path: Path) -> Path:
+    if not path.is_dir():
+        existing = ", ".join(one.name for one in checkpoint.steps(folder)) or "none"
+        raise InputError(f"training.resume: no checkpoint {path} (in {folder}: {existing})")
+    if (config.run_dir / "resolved.yaml").exists() and path.resolve().parent != folder.resolve():
+        raise InputError(
+            f"run_dir: {config.run_dir} already holds a run, and {path} is not one of its checkpoints; resume the run "
+            f"there with training.resume=auto, or choose another folder with run_dir=PATH"
+        )
+    reason = checkpoint.corruption(path)
+    if reason is not None:
+        raise InputError(f"training.resume: {path}: {reason}. Use training.resume=auto to fall back to another one")
+    return path
+
+
+def assert_same_on_all_ranks(resume_from: Path | None, accelerator: Accelerator) -> None:
+    """Check that every process found the same checkpoint to resume from.
 
     Raises:
-        InputError: on every process, if they have found different ones.
+        InputError: on every process, if they found different ones.
     """
-    found = gather_object([None if start_from is None else str(start_from)])
+    found = gather_object([None if resume_from is None else str(resume_from)])
     if len(set(found)) > 1:
-        told = ", ".join(f"process {rank}: {path or 'a fresh start'}" for rank, path in enumerate(found))
+        by_rank = ", ".join(f"process {rank}: {path or 'none'}" for rank, path in enumerate(found))
         raise InputError(
-            f"run_dir: its processes see different checkpoints ({told}), so they would train different steps together. "
-            f"It must be one folder that all nodes share; if it is, its file system lags: start again"
+            f"run_dir: the processes see different checkpoints ({by_rank}), so they would train different steps "
+            f"together. It must be one folder that all nodes share; if it is, its file system lags: start again"
         )
-    return start_from
 
 
-def what_changes_examples(
-    start_from: Path | None, state: Mapping[str, Any], data: Mapping[str, Mapping[str, Mapping[str, Any]]]
+def check_data_unchanged(
+    resume_from: Path | None, state: Mapping[str, Any], data: Mapping[str, Mapping[str, Mapping[str, Any]]]
 ) -> list[str]:
-    """Remarks on splits whose scores are of other examples than before the run stopped.
+    """Return warnings about splits that are evaluated on other examples than before.
 
     Args:
-        state: as recorded with the checkpoint; older ones do not tell their data.
-        data: task -> split -> what its examples are made from.
+        state: of the checkpoint; {} without one. Older checkpoints do not contain their data.
+        data: task -> split -> provenance of its examples.
 
     Raises:
-        InputError: what is trained on has changed: the rest of the run would be of other examples, in another order.
+        InputError: the training data changed, so the rest of the run would see other examples in another order.
     """
-    remarks, problems = [], []
+    warnings, problems = [], []
     for task, splits in data.items():
-        for split, now in splits.items():
-            before = state.get("data", {}).get(task, {}).get(split, now)
-            if _content(before) == _content(now):
+        for split, current in splits.items():
+            saved = state.get("data", {}).get(task, {}).get(split, current)
+            if _content(saved) == _content(current):
                 continue
-            told = f"tasks.{task}, split {split!r}: was {_about(before)}, is {_about(now)}"
+            change = f"tasks.{task}, split {split!r}: was {_describe(saved)}, is {_describe(current)}"
             if split == TRAIN:
-                mend = "put back what was there, or start afresh by run_dir=PATH"
-                problems.append(f"training.resume: {start_from} was trained on other examples: {told}; {mend}")
+                fix = "restore the files, or start from scratch with run_dir=PATH"
+                problems.append(f"training.resume: {resume_from} was trained on other examples: {change}; {fix}")
             else:
-                remarks.append(f"other examples are scored than before: {told}")
+                warnings.append(f"evaluated on other examples than before: {change}")
     if problems:
         raise InputError(problems)
-    return remarks
+    return warnings
 
 
-def _content(made_from: Mapping[str, Any]) -> tuple[int, list[str]]:
-    """What must be equal; a file may have another name."""
-    return made_from["examples"], sorted(made_from["files"].values())
+def _content(provenance: Mapping[str, Any]) -> tuple[int, list[str]]:
+    """Number of examples and checksums of the files; a file may have another name."""
+    return provenance["examples"], sorted(provenance["files"].values())
 
 
-def _about(made_from: Mapping[str, Any]) -> str:
-    files = ", ".join(f"{name} ({sha256[:12]})" for name, sha256 in made_from["files"].items())
-    return f"{made_from['examples']:,} examples of {files}"
+def _describe(provenance: Mapping[str, Any]) -> str:
+    files = ", ".join(f"{name} ({sha256[:12]})" for name, sha256 in provenance["files"].items())
+    return f"{provenance['examples']:,} examples of {files}"
 
 
-def what_changes_bits(state: Mapping[str, object], accelerator: Accelerator, config: Config) -> list[str]:
-    """Remarks on settings that keep the order of examples but not every bit, such as threads and processes.
+def numerics_warnings(state: Mapping[str, object], accelerator: Accelerator, config: Config) -> list[str]:
+    """Return a warning if settings changed that affect rounding but not the order of examples, such as threads.
 
     Args:
-        state: as recorded with the checkpoint that the run goes on from.
+        state: of the checkpoint that the run resumes from; {} without one.
     """
-    now = machine(accelerator, config)
+    now = numerics_settings(accelerator, config)
     changed = [f"{key} {state[key]} before, {now[key]} now" for key in now if state.get(key, now[key]) != now[key]]
     if not changed:
         return []
     return [
-        f"going on with {'; '.join(changed)}: the same examples in the same order, losses equal to rounding; where "
-        "dropout is on, its masks are others with other processes or micro-batches"
+        f"resuming with {'; '.join(changed)}: the same examples in the same order, losses equal up to rounding; "
+        "dropout masks differ if the number of processes or the micro-batches changed"
     ]
 
 
-def machine(accelerator: Accelerator, config: Config) -> dict[str, object]:
-    """What a step's bits depend on beside the configuration that must not change."""
+def numerics_settings(accelerator: Accelerator, config: Config) -> dict[str, object]:
+    """Return the settings that affect the rounding of a step and may change when a run is resumed."""
     return {
         "threads": torch.get_num_threads(),
         "processes": accelerator.num_processes,
@@ -203,9 +207,9 @@ def machine(accelerator: Accelerator, config: Config) -> dict[str, object]:
     }
 
 
-def _completed(made_by: Mapping[str, object], found: Path) -> Config | Mapping[str, object]:
-    """The configuration of a checkpoint, with settings that came after it was written at their defaults."""
+def _with_defaults(saved_config: Mapping[str, object], checkpoint_dir: Path) -> Config | Mapping[str, object]:
+    """Return the configuration of a checkpoint, with the defaults of settings that are newer than it."""
     try:
-        return config_from(made_by, str(found / "state.json"))
+        return config_from(saved_config, str(checkpoint_dir / "state.json"))
     except InputError:
-        return made_by  # comparing it tells what is no setting any more
+        return saved_config  # comparing it reports the keys that do not exist any more

@@ -1,4 +1,4 @@
-"""A task, a method and a routing function, each added by one new file outside the package."""
+"""Plugins: a task, a method and a routing function, each in one file outside the package."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from multitask_vl.registry import ROUTING, load_plugins
 from tests import tiny_run
 
 TASK = '''
-"""Count the letters of a word: no picture needed, so one picture will do."""
+"""Count the letters of a word; every example has the same image, which is not needed."""
 
 from multitask_vl.registry import TASKS
 from multitask_vl.tasks.base import Example, Scores, Task
@@ -19,7 +19,7 @@ from multitask_vl.tasks.base import Example, Scores, Task
 
 @TASKS.register("letters")
 class Letters(Task):
-    headline = "accuracy"
+    primary_metric = "accuracy"
     submission_name = "letters.txt"
 
     def sources(self, split):
@@ -80,19 +80,19 @@ def minus(x_t, x_v):
 '''
 
 
-def test_one_file_each(tmp_path, monkeypatch, capsys):
-    tiny_run.write_files(tmp_path)
+def test_task_method_and_routing_train_from_one_file_each(tmp_path, monkeypatch, capsys):
+    tiny_run.write_dataset(tmp_path)
     modules = tmp_path / "outside"
     modules.mkdir()
     for name, code in {"my_task": TASK, "my_method": METHOD, "my_routing": ROUTING_FUNCTION}.items():
         (modules / f"{name}.py").write_text(textwrap.dedent(code))
     (tmp_path / "words.txt").write_text("red blue green a the")
     monkeypatch.syspath_prepend(str(modules))
-    tasks = tiny_run.values(tmp_path)["tasks"]
+    tasks = tiny_run.base_config(tmp_path)["tasks"]
     letters = {
         "type": "letters",
         "prompt": "letters: ",
-        "splits": {split: {"words": "words.txt"} for split in ("train", "report")},
+        "splits": {split: {"words": "words.txt"} for split in ("train", "test")},
     }
     changes = {
         "plugins": ["my_task", "my_method", "my_routing"],
@@ -105,15 +105,15 @@ def test_one_file_each(tmp_path, monkeypatch, capsys):
     config.write_text(text.replace(text[text.index("method:") : text.index("routing:")], ""))
     with config.open("a") as file:
         file.write("method: " + json.dumps(changes["method"]) + "\n")
-    assert (
-        tiny_run.launch("train_multitask", "--config", str(config), "training.steps=null", "training.epochs=1") == 0
-    ), capsys.readouterr().err
+    assert tiny_run.launch("train", "--config", str(config), "training.max_steps=null", "training.epochs=1") == 0, (
+        capsys.readouterr().err
+    )
 
     run = tmp_path / "run"
-    scores = json.loads((run / "scores.json").read_text())["splits"]["report"]["tasks"]
+    scores = json.loads((run / "scores.json").read_text())["splits"]["test"]["tasks"]
     assert scores["spelling"]["count"] == 5
-    assert (run / "submission/report/letters.txt").read_text().count("\n") == 5
-    assert "spelling" in {task for _, task, _ in tiny_run.losses(run)}
+    assert (run / "submission/test/letters.txt").read_text().count("\n") == 5
+    assert "spelling" in {task for _, task, _ in tiny_run.read_losses(run)}
     from safetensors.torch import load_file
 
     saved = load_file(run / "adapter" / "adapter_model.safetensors")
@@ -122,27 +122,27 @@ def test_one_file_each(tmp_path, monkeypatch, capsys):
     assert all((value != 0.9).any() for value in scales)
 
 
-def test_a_plugin_may_be_called_as_a_program_is(tmp_path, monkeypatch):
-    """`python launch/train_multitask.py` would find launch/compare.py first."""
-    (tmp_path / "compare.py").write_text(textwrap.dedent(ROUTING_FUNCTION).replace("minus", "compared"))
+def test_plugin_may_be_named_as_a_launch_script(tmp_path, monkeypatch):
+    """`python launch/train_multitask.py` would find launch/evaluate.py first."""
+    (tmp_path / "evaluate.py").write_text(textwrap.dedent(ROUTING_FUNCTION).replace("minus", "compared"))
     monkeypatch.setattr(sys, "path", [str(tiny_run.ROOT / "launch"), str(tmp_path), *sys.path])
     monkeypatch.setattr(ROUTING, "_entries", dict(ROUTING._entries))
-    monkeypatch.delitem(sys.modules, "compare", raising=False)
-    load_plugins(["compare"])
+    monkeypatch.delitem(sys.modules, "evaluate", raising=False)
+    load_plugins(["evaluate"])
     assert ROUTING.get("compared")(3, 1) == 2
-    monkeypatch.delitem(sys.modules, "compare")
+    monkeypatch.delitem(sys.modules, "evaluate")
 
 
-def test_a_plugin_that_fails_on_import_is_told(tmp_path, monkeypatch):
+def test_plugin_that_fails_on_import_is_reported(tmp_path, monkeypatch):
     (tmp_path / "half_written.py").write_text("def task(:\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(InputError, match="plugins: 'half_written' fails on import: SyntaxError: invalid syntax"):
         load_plugins(["half_written"])
 
 
-def test_a_program_is_no_plugin(monkeypatch):
+def test_launch_script_is_not_a_plugin(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(tiny_run.ROOT / "launch"), *sys.path])
-    monkeypatch.delitem(sys.modules, "compare", raising=False)
-    with pytest.raises(InputError, match=r"plugins: 'compare' is only the program .*launch/compare\.py\. Is"):
-        load_plugins(["compare"])
-    assert "compare" not in sys.modules
+    monkeypatch.delitem(sys.modules, "evaluate", raising=False)
+    with pytest.raises(InputError, match=r"plugins: 'evaluate' is the launch script .*launch/evaluate\.py\. Is"):
+        load_plugins(["evaluate"])
+    assert "evaluate" not in sys.modules

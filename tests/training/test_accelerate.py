@@ -1,4 +1,4 @@
-"""The files of configs/accelerate: read by accelerate's own classes, taken by its launcher, refused where need be."""
+"""The files of configs/accelerate and launch options that training does not support."""
 
 import os
 
@@ -25,13 +25,13 @@ KINDS = {
 }
 
 
-def test_every_file_is_known_here():
+def test_every_file_is_listed():
     assert {path.stem for path in FOLDER.iterdir()} == set(KINDS)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_file_is_what_accelerate_reads(name):
-    """Its class refuses unknown keys at the top; those of the sections must be options of its launcher."""
+def test_file_is_read_by_accelerate(name):
+    """Accelerate rejects unknown top-level keys; keys of the sections must be options of its launcher."""
     path = FOLDER / f"{name}.yaml"
     config = load_config_from_file(str(path))
     assert isinstance(config, ClusterConfig)
@@ -46,8 +46,8 @@ def test_a_file_is_what_accelerate_reads(name):
 
 
 @pytest.mark.parametrize("name", ["cpu", "one_gpu", "fsdp2"])
-def test_a_file_is_taken_by_the_launcher(name):
-    """As far as it goes without GPUs: what it would hand to the processes."""
+def test_file_is_accepted_by_the_launcher(name):
+    """As far as that is possible without GPUs."""
     args = launch_command_parser().parse_args(["--config_file", str(FOLDER / f"{name}.yaml"), "script.py"])
     args, _, _ = _validate_launch_command(args)
     assert args.use_fsdp == (name == "fsdp2")
@@ -56,24 +56,26 @@ def test_a_file_is_taken_by_the_launcher(name):
         assert args.fsdp_reshard_after_forward in (True, "true")
 
 
-def made(monkeypatch, *words, **environment):
-    """The accelerator of a launcher that sets these variables."""
+def accelerator_with(monkeypatch, *overrides, **environment):
+    """Build the accelerator under a launcher that sets these variables."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    config = load_config(tiny_run.ROOT / "configs" / "quickstart.yaml", ["tracking.trackers=[]", *words])
+    config = load_config(
+        tiny_run.ROOT / "configs" / "examples" / "quickstart.yaml", ["tracking.trackers=[]", *overrides]
+    )
     return make_accelerator(config)
 
 
-def test_deepspeed_is_refused_with_a_way_out(monkeypatch):
+def test_deepspeed_is_rejected_with_alternatives(monkeypatch):
     with pytest.raises(InputError, match=r"DeepSpeed .*many_gpus_ddp.*fsdp2"):
-        made(monkeypatch, ACCELERATE_USE_DEEPSPEED="true")
+        accelerator_with(monkeypatch, ACCELERATE_USE_DEEPSPEED="true")
 
 
 @pytest.mark.parametrize(
-    ("environment", "words", "told"),
+    ("environment", "overrides", "message"),
     [
         ({"FSDP_VERSION": "1"}, [], "fsdp_version: 1, but only 2 is supported"),
-        ({}, [], "fsdp_version: 1, but"),  # what accelerate takes where nothing is said
+        ({}, [], "fsdp_version: 1, but"),  # accelerate's default
         ({"FSDP_VERSION": "2", "FSDP_OFFLOAD_PARAMS": "true"}, [], "fsdp_offload_params: true"),
         ({"FSDP_VERSION": "2", "FSDP_ACTIVATION_CHECKPOINTING": "true"}, [], "training.gradient_checkpointing=true"),
         ({"FSDP_VERSION": "2", "FSDP_RESHARD_AFTER_FORWARD": "false"}, [], "fsdp_reshard_after_forward: false"),
@@ -81,20 +83,20 @@ def test_deepspeed_is_refused_with_a_way_out(monkeypatch):
         ({"FSDP_VERSION": "2"}, ["training.compile=true"], "training.compile: true"),
     ],
 )
-def test_what_fsdp_is_asked_for_and_training_does_not_do_is_refused(monkeypatch, environment, words, told):
+def test_unsupported_fsdp_option_is_rejected(monkeypatch, environment, overrides, message):
     with pytest.raises(InputError) as error:
-        made(monkeypatch, *words, ACCELERATE_USE_FSDP="true", **environment)
+        accelerator_with(monkeypatch, *overrides, ACCELERATE_USE_FSDP="true", **environment)
     assert len(error.value.problems) == 1
-    assert told in error.value.problems[0]
+    assert message in error.value.problems[0]
 
 
-def test_the_settings_of_fsdp2_yaml_are_taken(monkeypatch):
-    """As its launcher hands them over; accelerate itself sees plain data parallelism."""
+def test_fsdp2_file_is_accepted(monkeypatch):
+    """With the environment of its launcher; accelerate itself sees plain data parallelism."""
     monkeypatch.setattr(os, "environ", dict(os.environ))
     args = launch_command_parser().parse_args(["--config_file", str(FOLDER / "fsdp2.yaml"), "script.py"])
     args, _, _ = _validate_launch_command(args)
-    handed = {key: value for key, value in prepare_multi_gpu_env(args).items() if "FSDP" in key}
-    assert handed["ACCELERATE_USE_FSDP"] == "true"
-    accelerator = made(monkeypatch, **handed)
+    variables = {key: value for key, value in prepare_multi_gpu_env(args).items() if "FSDP" in key}
+    assert variables["ACCELERATE_USE_FSDP"] == "true"
+    accelerator = accelerator_with(monkeypatch, **variables)
     assert accelerator.distributed_type == DistributedType.NO
     assert os.environ["ACCELERATE_USE_FSDP"] == "true"

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, strict, and passed over when damaged."""
+"""Checkpoints: atomic, strict, skipped when corrupt."""
 
 import json
 
@@ -9,14 +9,14 @@ from safetensors import SafetensorError
 
 from multitask_vl.config.schema import TrainingConfig
 from multitask_vl.errors import InputError
-from multitask_vl.storage.atomic import write_whole
+from multitask_vl.storage.atomic import atomic_write
 from multitask_vl.training import checkpoint
 from multitask_vl.training.optim import build_optimizer
 from multitask_vl.training.tracking import Metrics
 
 
 def trained(steps: int = 2, names=("a.weight", "a.bias", "idle")):
-    """Parameters and an optimiser that took some steps; ``idle`` never had a gradient."""
+    """Parameters and an optimizer after some steps; ``idle`` never had a gradient."""
     torch.manual_seed(0)
     named = {name: torch.nn.Parameter(torch.randn(3, 2)) for name in names}
     optimizer = build_optimizer(named, TrainingConfig(lr=0.1))
@@ -28,18 +28,18 @@ def trained(steps: int = 2, names=("a.weight", "a.bias", "idle")):
 
 
 def save(folder, step, named, optimizer, keep=2, best=(), **record):
-    """A checkpoint of these tensors, and what a run does after it."""
+    """Save a checkpoint of these tensors and prune the others, as a run does."""
 
     def write_adapter(inner):
         weights = {name: one.detach() for name, one in named.items()}
-        write_whole(inner / "adapter_model.safetensors", safetensors.torch.save(weights))
+        atomic_write(inner / "adapter_model.safetensors", safetensors.torch.save(weights))
 
     written = checkpoint.save(folder, step, write_adapter, named, optimizer, record)
-    checkpoint.drop_old(folder, keep, best)
+    checkpoint.prune(folder, keep, best)
     return written
 
 
-def test_loading_gives_back_weights_and_moments_and_the_same_next_step(tmp_path):
+def test_load_restores_weights_and_moments(tmp_path):
     named, optimizer = trained()
     save(tmp_path, 2, named, optimizer, note="x")
     other, fresh = trained(steps=0)
@@ -54,7 +54,7 @@ def test_loading_gives_back_weights_and_moments_and_the_same_next_step(tmp_path)
         assert torch.equal(named[name], other[name]), name
 
 
-def test_only_the_newest_are_kept_and_no_half_written_folder_stays(tmp_path):
+def test_prune_keeps_the_latest(tmp_path):
     named, optimizer = trained()
     for step in (5, 10, 15):
         save(tmp_path, step, named, optimizer)
@@ -62,7 +62,7 @@ def test_only_the_newest_are_kept_and_no_half_written_folder_stays(tmp_path):
     assert not list(tmp_path.glob(".writing*"))
 
 
-def test_a_damaged_newest_checkpoint_falls_back_and_says_so(tmp_path):
+def test_latest_valid_skips_corrupt_checkpoint(tmp_path):
     named, optimizer = trained()
     for step in (5, 10):
         save(tmp_path, step, named, optimizer)
@@ -70,18 +70,18 @@ def test_a_damaged_newest_checkpoint_falls_back_and_says_so(tmp_path):
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    found, remarks = checkpoint.newest_whole(tmp_path)
+    found, warnings = checkpoint.latest_valid(tmp_path)
     assert found.name == "step-00000005"
-    assert len(remarks) == 1
-    assert "step-00000010" in remarks[0]
-    assert "checksum" in remarks[0]
+    assert len(warnings) == 1
+    assert "step-00000010" in warnings[0]
+    assert "checksum" in warnings[0]
     with pytest.raises(InputError, match="checksum"):
         checkpoint.load(tmp_path / "step-00000010", named, optimizer)
     (tmp_path / "step-00000005" / "state.json").write_text("{")
-    assert checkpoint.newest_whole(tmp_path)[0] is None
+    assert checkpoint.latest_valid(tmp_path)[0] is None
 
 
-def test_other_tensors_are_refused_by_name(tmp_path):
+def test_load_lists_tensors_that_do_not_fit(tmp_path):
     named, optimizer = trained()
     save(tmp_path, 1, named, optimizer)
     other, fresh = trained(names=("a.weight", "b.weight"))
@@ -94,62 +94,62 @@ def test_other_tensors_are_refused_by_name(tmp_path):
     assert "a.weight has shape (3, 2), the model's is (4, 2)" in text
 
 
-def test_a_full_disk_is_told_and_leaves_the_last_good_one(tmp_path, monkeypatch):
+def test_full_disk_leaves_earlier_checkpoint(tmp_path, monkeypatch):
     named, optimizer = trained()
     save(tmp_path, 1, named, optimizer)
 
-    def no_room(*_):
+    def disk_full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "sync", no_room)
+    monkeypatch.setattr(checkpoint, "sync", disk_full)
     with pytest.raises(InputError, match=r"No space left on device.*resume=auto"):
         save(tmp_path, 2, named, optimizer)
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001"]
-    assert checkpoint.damage(tmp_path / "step-00000001") is None
+    assert checkpoint.corruption(tmp_path / "step-00000001") is None
 
 
-def test_a_full_disk_inside_a_tensor_file_is_told_too(tmp_path, monkeypatch):
-    """safetensors has an error of its own for it."""
+def test_full_disk_in_tensor_file_is_reported(tmp_path, monkeypatch):
+    """safetensors raises its own error."""
     named, optimizer = trained()
 
-    def no_room(*_):
+    def disk_full(*_):
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(checkpoint, "save_file", no_room)
+    monkeypatch.setattr(checkpoint, "save_file", disk_full)
     with pytest.raises(InputError, match="No space left on device"):
         save(tmp_path, 2, named, optimizer)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("content", ["[]", "{}", '{"sha256": [], "step": 3}', '{"sha256": {}}', '{"step": 1}'])
-def test_a_malformed_record_is_damage(tmp_path, content):
+def test_malformed_state_is_corruption(tmp_path, content):
     named, optimizer = trained()
     good = save(tmp_path, 1, named, optimizer)
     bad = save(tmp_path, 2, named, optimizer)
     (bad / "state.json").write_text(content)
-    assert checkpoint.newest_whole(tmp_path)[0] == good
+    assert checkpoint.latest_valid(tmp_path)[0] == good
 
 
-def test_going_back_to_an_older_checkpoint_drops_the_later_ones_and_what_was_left_half_done(tmp_path):
-    """A death on the way must not find a checkpoint whose steps the metrics do not have."""
+def test_remove_after_deletes_later_and_unfinished(tmp_path):
+    """An interruption later must not find a checkpoint whose steps are not in the metrics."""
     named, optimizer = trained()
     for step in (3, 5, 9):
         save(tmp_path, step, named, optimizer, keep=3)
     (tmp_path / ".writing-00000011" / "adapter").mkdir(parents=True)
     (tmp_path / ".removing-step-00000001").mkdir()
-    assert checkpoint.drop_later(tmp_path, 3) == ["step-00000005", "step-00000009"]
+    assert checkpoint.remove_after(tmp_path, 3) == ["step-00000005", "step-00000009"]
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000003"]
 
 
-def test_the_best_stay_however_old_they_are(tmp_path):
+def test_prune_keeps_the_best(tmp_path):
     named, optimizer = trained()
     for step in (1, 2, 3, 4):
         save(tmp_path, step, named, optimizer, keep=1, best={2})
     assert [checkpoint.step_of(path) for path in checkpoint.steps(tmp_path)] == [2, 4]
 
 
-def test_checkpoints_of_older_versions_are_read(tmp_path):
-    """Their weights lay beside their moments."""
+def test_load_reads_older_layout(tmp_path):
+    """With the weights next to the moments."""
     named, optimizer = trained()
     old = save(tmp_path, 7, named, optimizer)
     (old / "adapter" / "adapter_model.safetensors").rename(old / "weights.safetensors")
@@ -161,7 +161,7 @@ def test_checkpoints_of_older_versions_are_read(tmp_path):
     assert torch.equal(other["a.weight"], named["a.weight"])
 
 
-def test_metrics_of_a_run_that_died_are_cut_to_its_checkpoint(tmp_path):
+def test_metrics_are_cut_to_the_checkpoint(tmp_path):
     path = tmp_path / "metrics.jsonl"
     rows = [{"step": step, "loss": float(step)} for step in (10, 20, 30)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 3')

@@ -1,4 +1,4 @@
-"""A checkpoint that is being written when the process dies or the disk is full: the one before is whole."""
+"""Checkpoint writes that are killed or meet a full disk: the checkpoint before stays valid."""
 
 import os
 import resource
@@ -10,15 +10,15 @@ from safetensors.torch import load_file
 
 from multitask_vl.errors import InputError
 from multitask_vl.training import checkpoint
-from tests.fork_server import changes, kill, no_room
+from tests.fork_server import disk_full, kill, on_disk_change
 from tests.training.test_checkpoint import save, trained
 
-MOST = 200
-"""Changes of the disk that one save makes at most; each is tried, until a save is through before."""
+MAX_CHANGES = 200
+"""Upper bound of the disk changes of one save; each is tried, until a save ends before it."""
 
 
 def in_a_fork(act) -> int:
-    """What becomes of ``act`` in a forked process: its exit code, 0 if it returns; a signal's is negative."""
+    """Return the exit code of ``act`` in a forked process: 0 if it returns; a signal's is negative."""
     child = os.fork()
     if child == 0:
         code = 1
@@ -36,14 +36,14 @@ def in_a_fork(act) -> int:
 
 @pytest.fixture
 def states():
-    """Parameters and optimiser after 5 and after 10 steps."""
+    """Parameters and optimizer after 5 and after 10 steps."""
     return {5: trained(steps=5), 10: trained(steps=10)}
 
 
-def whole_ones(folder, states):
-    """Steps of the checkpoints in a folder, each of them whole and with the weights of its step."""
+def valid_steps(folder, states):
+    """Return the steps of the checkpoints in a folder; asserts that each is valid and has the weights of its step."""
     for path in checkpoint.steps(folder):
-        assert checkpoint.damage(path) is None, path
+        assert checkpoint.corruption(path) is None, path
         weights = load_file(path / "adapter" / "adapter_model.safetensors")
         named, _ = states[checkpoint.step_of(path)]
         assert all(torch.equal(weights[name], named[name]) for name in named)
@@ -51,50 +51,50 @@ def whole_ones(folder, states):
 
 
 @pytest.mark.parametrize("keep", [1, 2])
-def test_death_before_each_single_change_of_the_disk(tmp_path, states, keep):
-    """Every instant at which something is on the disk that was not there before, the deletion of old ones included."""
-    for number in range(1, MOST):
+def test_save_survives_kill_before_each_disk_change(tmp_path, states, keep):
+    """Every instant with new content on the disk, including the deletion of old checkpoints."""
+    for number in range(1, MAX_CHANGES):
         folder = tmp_path / str(number)
         save(folder, 5, *states[5])
 
-        def die(folder=folder, number=number):
-            changes(str(folder), number, kill)
+        def save_and_die(folder=folder, number=number):
+            on_disk_change(str(folder), number, kill)
             save(folder, 10, *states[10], keep=keep)
 
-        code = in_a_fork(die)
-        found, remarks = checkpoint.newest_whole(folder)
-        assert remarks == []
-        assert whole_ones(folder, states) in ([5], [5, 10], [10])
-        checkpoint.drop_later(folder, checkpoint.step_of(found))
+        code = in_a_fork(save_and_die)
+        found, warnings = checkpoint.latest_valid(folder)
+        assert warnings == []
+        assert valid_steps(folder, states) in ([5], [5, 10], [10])
+        checkpoint.remove_after(folder, checkpoint.step_of(found))
         save(folder, 10, *states[10], keep=keep)
-        assert whole_ones(folder, states) == ([10] if keep == 1 else [5, 10])
-        assert not list(folder.glob(".*")), "something half done stays"
+        assert valid_steps(folder, states) == ([10] if keep == 1 else [5, 10])
+        assert not list(folder.glob(".*")), "temporary folders are left"
         if code == 0:
             break
         assert code == -signal.SIGKILL
-    assert 10 < number < MOST - 1
+    assert 10 < number < MAX_CHANGES - 1
 
 
-def test_a_full_disk_at_each_single_change(tmp_path, states):
-    for number in range(1, MOST):
+def test_save_survives_full_disk_at_each_change(tmp_path, states):
+    for number in range(1, MAX_CHANGES):
         folder = tmp_path / str(number)
         save(folder, 5, *states[5])
 
-        def fill(folder=folder, number=number):
-            changes(str(folder), number, no_room)
+        def save_and_fail(folder=folder, number=number):
+            on_disk_change(str(folder), number, disk_full)
             save(folder, 10, *states[10])
 
-        code = in_a_fork(fill)
-        assert 5 in whole_ones(folder, states)
+        code = in_a_fork(save_and_fail)
+        assert 5 in valid_steps(folder, states)
         if code == 0:
             break
         assert code == 2
         assert not list(folder.glob(".writing*"))
-    assert 10 < number < MOST - 1
+    assert 10 < number < MAX_CHANGES - 1
 
 
-def test_no_room_in_the_middle_of_a_file(tmp_path, states):
-    """For real: the system refuses to write more than so many bytes into one file, whichever file that meets first."""
+def test_save_survives_file_size_limit(tmp_path, states):
+    """A real error of the system, which refuses to write more than so many bytes into any file."""
     save(tmp_path, 5, *states[5])
     sizes = [path.stat().st_size for path in (tmp_path / "step-00000005").rglob("*") if path.is_file()]
     for limit in [0, 10, *(size - 1 for size in sizes)]:
@@ -105,4 +105,4 @@ def test_no_room_in_the_middle_of_a_file(tmp_path, states):
 
         assert in_a_fork(write) == 2, limit
         assert [path.name for path in tmp_path.iterdir()] == ["step-00000005"]
-        assert whole_ones(tmp_path, states) == [5]
+        assert valid_steps(tmp_path, states) == [5]

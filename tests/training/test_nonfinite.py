@@ -1,4 +1,4 @@
-"""A loss or gradient that is not a number: named, the run stopped or the step left out, the same after a restart."""
+"""Steps with a non-finite loss or gradient: reported, raised or skipped, the same after resuming."""
 
 import json
 import signal
@@ -11,32 +11,40 @@ from tests import fork_server, tiny_run
 
 pytestmark = pytest.mark.slow
 
+STEPS, SKIP = 24, "training.on_nonfinite=skip"
+NAN = {"nan_loss": ("vqa", "5")}
+"""One example of VQA whose loss is not a number."""
+
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """The annotation files, features and tokenizer of a tiny run."""
+    """Annotation files, features and tokenizer of a tiny run."""
     folder = tmp_path_factory.mktemp("nonfinite")
-    tiny_run.write_files(folder)
+    tiny_run.write_dataset(folder)
     return folder
 
 
-def start(data, name, *words, processes=1, **plan):
-    """Start a run without dropout; returns the exit codes of its processes."""
-    settings = tiny_run.values(data)
-    backbone = {**settings["backbone"], "dropout": 0.0}
-    config = tiny_run.write_config(data, run_dir=str(data / name), backbone=backbone)
-    words = ["--config", str(config), "--resume", "auto", "training.steps=40", *words]
-    return fork_server.ended(
-        fork_server.start(words, fork_server.Plan(said=str(data / f"{name}.said"), **plan), processes)
+def start(data, name, *overrides, processes=1, **plan):
+    """Start a run without dropout and evaluation; returns the exit codes of its processes."""
+    settings = tiny_run.base_config(data)
+    config = tiny_run.write_config(
+        data,
+        run_dir=str(data / name),
+        backbone={**settings["backbone"], "dropout": 0.0},
+        training={**settings["training"], "max_steps": STEPS},
+        evaluation={**settings["evaluation"], "final_splits": []},
     )
+    plan = fork_server.FaultPlan(log=str(data / f"{name}.log"), **plan)
+    arguments = ["--config", str(config), "--resume", "auto", *overrides]
+    return fork_server.exit_codes(fork_server.start(arguments, plan, processes))
 
 
-def said(data, name):
-    return "".join(path.read_text() for path in sorted(data.glob(f"{name}.said*")))
+def log(data, name):
+    return "".join(path.read_text() for path in sorted(data.glob(f"{name}.log*")))
 
 
 def rows(data, name):
-    """Rows of metrics.jsonl without the clock's part."""
+    """Rows of metrics.jsonl, without what depends on a clock."""
     found = [json.loads(line) for line in (data / name / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in row.items() if k in ("step", "task", "loss", "skipped", "ids")} for row in found]
 
@@ -47,68 +55,62 @@ def weights(data, name):
 
 @pytest.fixture(scope="module")
 def skipping(data):
-    """A run in which one example of VQA has no loss, and its steps are left out."""
-    assert start(data, "skipping", "training.on_nonfinite=skip", broken=("vqa", "5")) == [0], said(data, "skipping")
+    """Metrics of a run that skips the steps of one example."""
+    assert start(data, "skipping", SKIP, **NAN) == [0], log(data, "skipping")
     return rows(data, "skipping")
 
 
-def test_a_run_stops_and_names_task_step_and_example(data):
-    assert start(data, "stopped", broken=("vqa", "5")) == [2]
-    text = said(data, "stopped")
-    assert "on task vqa: examples 5. Lower" in text
-    assert "training.on_nonfinite=skip" in text
-    assert "Traceback" not in text
+def test_skipped_steps_are_counted_and_reported(data, skipping):
+    skipped = [row for row in skipping if "skipped" in row]
+    assert len(skipped) >= 1
+    assert all((row["task"], row["ids"]) == ("vqa", ["5"]) for row in skipped)
+    assert [row["step"] for row in skipping if "step" in row and "task" in row] == list(range(1, STEPS + 1))
+    assert all("loss" not in row for row in skipped)
+    assert log(data, "skipping").count("the step is skipped") == len(skipped)
+    state = json.loads((data / f"skipping/checkpoints/step-{STEPS:08d}/state.json").read_text())
+    assert state["skips"]["total"] == len(skipped)
 
 
-def test_steps_are_left_out_counted_and_told(data, skipping):
-    left_out = [row for row in skipping if "skipped" in row]
-    assert len(left_out) >= 1
-    assert all((row["task"], row["ids"]) == ("vqa", ["5"]) for row in left_out)
-    assert [row["step"] for row in skipping if "step" in row and "task" in row] == list(range(1, 41))
-    assert all("loss" not in row for row in left_out)
-    assert said(data, "skipping").count("the step is left out") == len(left_out)
-    state = json.loads((data / "skipping/checkpoints/step-00000040/state.json").read_text())
-    assert state["skips"]["total"] == len(left_out)
-
-
-def test_a_step_that_was_left_out_is_left_out_again_after_a_death(data, skipping):
+def test_skipped_step_is_skipped_again_after_a_kill(data, skipping):
     last = [row["step"] for row in skipping if "skipped" in row][-1]
-    plan = {"broken": ("vqa", "5"), "at_step": min(last, 39)}
-    assert start(data, "killed", "training.on_nonfinite=skip", **plan) == [-signal.SIGKILL]
-    assert start(data, "killed", "training.on_nonfinite=skip", broken=("vqa", "5")) == [0]
+    plan = NAN | {"at_step": min(last, STEPS - 1)}
+    assert start(data, "killed", SKIP, **plan) == [-signal.SIGKILL]
+    assert start(data, "killed", SKIP, **NAN) == [0]
     assert rows(data, "killed") == skipping
     assert weights(data, "killed") == weights(data, "skipping")
 
 
-def test_a_run_that_stopped_goes_on_when_it_may_leave_steps_out(data, skipping):
-    assert start(data, "stopped", "training.on_nonfinite=skip", broken=("vqa", "5")) == [0]
-    assert rows(data, "stopped") == skipping
-    assert weights(data, "stopped") == weights(data, "skipping")
+def test_raised_step_names_task_and_example_and_can_be_skipped(data, skipping):
+    assert start(data, "raised", **NAN) == [2]
+    assert "on task vqa: examples 5. Lower" in log(data, "raised")
+    assert SKIP in log(data, "raised")
+    assert "training.resume=auto" in log(data, "raised")
+    assert "Traceback" not in log(data, "raised")
+    assert start(data, "raised", SKIP, **NAN) == [0]
+    assert rows(data, "raised") == skipping
+    assert weights(data, "raised") == weights(data, "skipping")
 
 
-def test_two_processes_leave_the_same_steps_out(data, skipping):
-    codes = start(data, "two", "training.on_nonfinite=skip", broken=("vqa", "5"), processes=2)
-    assert codes == [0, 0], said(data, "two")
+def test_two_processes_skip_the_same_steps(data, skipping):
+    assert start(data, "two", SKIP, processes=2, **NAN) == [0, 0], log(data, "two")
     for one, other in zip(rows(data, "two"), skipping, strict=True):
         assert one.keys() == other.keys()
         assert abs(one.pop("loss", 0) - other.get("loss", 0)) < 1e-5
         assert {key: other[key] for key in one} == one
 
 
-def test_too_many_in_a_row_end_the_run(data):
-    words = ("training.on_nonfinite=skip", "training.max_skips=3")
-    broken = [start(data, task, *words, broken=(task, "all")) for task in ("nlvr2",)]
-    assert broken == [[2]]
-    assert "3 steps in a row were left out (training.max_skips)" in said(data, "nlvr2")
+def test_too_many_consecutive_skips_raise(data):
+    overrides = (SKIP, "training.max_consecutive_skips=3")
+    assert start(data, "nlvr2", *overrides, nan_loss=("nlvr2", "all")) == [2]
+    assert "3 steps in a row were skipped (training.max_consecutive_skips)" in log(data, "nlvr2")
 
 
-def test_a_gradient_alone_is_told_from_a_loss(data):
-    assert start(data, "steep", steep="gqa") == [2]
-    text = said(data, "steep")
-    assert "gradient norm nan on task gqa: each of its 10 examples has a finite loss" in text
+def test_nonfinite_gradient_with_finite_loss_is_reported(data):
+    assert start(data, "gradient", infinite_grad="gqa") == [2]
+    assert "gradient norm nan on task gqa: each of its 10 examples has a finite loss" in log(data, "gradient")
 
 
-def test_a_gradient_overflows_by_itself_once_nothing_is_scaled_up():
+def test_is_finite_allows_overflow_only_while_scaling():
     scaler = SimpleNamespace(get_scale=lambda: 1024.0)
     accelerator = SimpleNamespace(scaler=scaler)
     assert is_finite(1.0, float("inf"), accelerator)

@@ -1,4 +1,4 @@
-"""The optimiser, the rate and the clipping against hand calculations and torch's own."""
+"""Optimizer, learning rate and clipping against hand calculations and torch."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch
 
 from multitask_vl.config.schema import TrainingConfig
 from multitask_vl.training.optim import (
-    AdamWDecayAfter,
+    HFLegacyAdamW,
     build_optimizer,
     clip_gradients,
     learning_rate,
@@ -19,9 +19,9 @@ def settings(**changes) -> TrainingConfig:
     return TrainingConfig(**{"lr": 0.1, "weight_decay": 0.1, "eps": 1e-3, **changes})
 
 
-def test_decay_after_follows_its_formula():
+def test_hf_legacy_adamw_follows_its_formula():
     weight = torch.nn.Parameter(torch.tensor([2.0]))
-    optimizer = build_optimizer({"w": weight}, settings(optimizer="adamw_decay_after"))
+    optimizer = build_optimizer({"w": weight}, settings(optimizer="adamw_hf_legacy"))
     value, m, v = 2.0, 0.0, 0.0
     for step, gradient in enumerate([0.5, -0.2, 0.3], start=1):
         weight.grad = torch.tensor([gradient])
@@ -32,22 +32,22 @@ def test_decay_after_follows_its_formula():
         assert weight.item() == pytest.approx(value, abs=1e-6)
 
 
-def test_the_two_optimisers_differ_and_are_what_they_say():
+def test_build_optimizer_returns_the_configured_one():
     torch.manual_seed(0)
     start, gradient = torch.randn(4, 4), torch.randn(4, 4)
     after = {}
-    for name, kind in {"adamw": torch.optim.AdamW, "adamw_decay_after": AdamWDecayAfter}.items():
+    for name, kind in {"adamw": torch.optim.AdamW, "adamw_hf_legacy": HFLegacyAdamW}.items():
         weight = torch.nn.Parameter(start.clone())
         optimizer = build_optimizer({"w": weight}, settings(optimizer=name))
         assert type(optimizer) is kind
         weight.grad = gradient.clone()
         optimizer.step()
         after[name] = weight.detach()
-    assert 1e-4 < (after["adamw"] - after["adamw_decay_after"]).abs().max() < 0.1
+    assert 1e-4 < (after["adamw"] - after["adamw_hf_legacy"]).abs().max() < 0.1
 
 
-@pytest.mark.parametrize("name", ["adamw", "adamw_decay_after"])
-def test_a_tensor_without_gradient_neither_moves_nor_decays(name):
+@pytest.mark.parametrize("name", ["adamw", "adamw_hf_legacy"])
+def test_tensor_without_gradient_neither_moves_nor_decays(name):
     used, idle = torch.nn.Parameter(torch.ones(3)), torch.nn.Parameter(torch.ones(3))
     optimizer = build_optimizer({"used": used, "idle": idle}, settings(optimizer=name))
     used.grad = torch.ones(3)
@@ -57,7 +57,7 @@ def test_a_tensor_without_gradient_neither_moves_nor_decays(name):
     assert not torch.equal(used, torch.ones(3))
 
 
-def test_decay_groups():
+def test_weight_decay_groups():
     named = {
         "a.weight": torch.nn.Parameter(torch.ones(2, 2)),
         "norm.weight": torch.nn.Parameter(torch.ones(2)),
@@ -68,11 +68,11 @@ def test_decay_groups():
         groups = build_optimizer(named, settings(**changes)).param_groups
         return {n for g in groups if g["weight_decay"] for n, p in named.items() if any(p is q for q in g["params"])}
 
-    assert decaying(decay="all_but_biases") == {"a.weight", "norm.weight"}
-    assert decaying(decay="matrices") == {"a.weight"}
+    assert decaying(weight_decay_on="all_but_biases") == {"a.weight", "norm.weight"}
+    assert decaying(weight_decay_on="matrices") == {"a.weight"}
 
 
-def test_the_backbone_s_own_weights_may_have_their_own_rate():
+def test_backbone_lr_applies_to_base_parameters():
     named = {
         "new": torch.nn.Parameter(torch.ones(1)),
         "old": torch.nn.Parameter(torch.ones(1)),
@@ -80,19 +80,19 @@ def test_the_backbone_s_own_weights_may_have_their_own_rate():
     }
     optimizer = build_optimizer(named, settings(backbone_lr=0.025), [named["old"], named["old.bias"]])
     set_learning_rate(optimizer, 0.04)
-    rates = {n: g["lr"] for g in optimizer.param_groups for n, p in named.items() if any(p is q for q in g["params"])}
-    assert rates == pytest.approx({"new": 0.04, "old": 0.01, "old.bias": 0.01})
+    lrs = {n: g["lr"] for g in optimizer.param_groups for n, p in named.items() if any(p is q for q in g["params"])}
+    assert lrs == pytest.approx({"new": 0.04, "old": 0.01, "old.bias": 0.01})
     assert optimizer.param_groups[0]["lr"] == 0.04  # the one that is logged
     decays = [group["weight_decay"] for group in optimizer.param_groups]
     assert decays == [0.1, 0.1, 0.0]
     assert len(build_optimizer(named, settings(), [named["old"]]).param_groups) == 2
 
 
-def test_learning_rate_by_hand():
-    rates = [learning_rate(step, 20, 1.0, 0.1) for step in range(21)]
-    assert rates[:3] == [0.0, 0.5, 1.0]
-    assert rates[11] == pytest.approx(0.5)
-    assert rates[20] == 0.0
+def test_learning_rate_warms_up_and_decays():
+    lrs = [learning_rate(step, 20, 1.0, 0.1) for step in range(21)]
+    assert lrs[:3] == [0.0, 0.5, 1.0]
+    assert lrs[11] == pytest.approx(0.5)
+    assert lrs[20] == 0.0
     assert learning_rate(0, 10, 2.0, 0.0) == 2.0
 
 
@@ -103,7 +103,7 @@ def test_set_learning_rate_reaches_every_group():
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
 
 
-def test_clipping_returns_the_norm_before_it():
+def test_clip_gradients_returns_norm_before_clipping():
     weight = torch.nn.Parameter(torch.zeros(2))
     weight.grad = torch.tensor([3.0, 4.0])
     assert clip_gradients([weight], None) == pytest.approx(5.0)
@@ -112,7 +112,7 @@ def test_clipping_returns_the_norm_before_it():
     assert weight.grad.norm().item() == pytest.approx(1.0, rel=1e-4)
 
 
-def test_the_fused_optimiser_is_torch_s_own_and_goes_on_from_its_state():
+def test_fused_adamw_equals_torch_and_resumes_exactly():
     torch.manual_seed(0)
     start, gradients = torch.randn(33, 7), [torch.randn(33, 7) for _ in range(4)]
     ours, plain, resumed = (torch.nn.Parameter(start.clone()) for _ in range(3))
@@ -120,7 +120,7 @@ def test_the_fused_optimiser_is_torch_s_own_and_goes_on_from_its_state():
     assert optimizer.param_groups[0]["fused"]
     other = torch.optim.AdamW([plain], lr=0.1, weight_decay=0.1, eps=1e-3, fused=False)
     for step, gradient in enumerate(gradients):
-        if step == 2:  # as a checkpoint keeps them
+        if step == 2:  # as stored in a checkpoint
             kept = {key: value.clone() for key, value in optimizer.state[ours].items()}
             resumed.data.copy_(ours.data)
         ours.grad, plain.grad = gradient.clone(), gradient.clone()

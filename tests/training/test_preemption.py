@@ -1,74 +1,91 @@
-"""When the machine is wanted back: a signal waits for the step, ends what is repeated anyway at once, exit code 75."""
+"""Signals that stop a run: deferred to the end of a step, immediate during an evaluation, exit code 75."""
 
 import json
 import os
 import signal
+import time
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from multitask_vl.training.preemption import EXIT_RUN_AGAIN, SIGNALS, Interrupted, Interruption, interruptible
+from multitask_vl.errors import EXIT_PREEMPTED
+from multitask_vl.training.preemption import SIGNALS, Interrupted, Interruption, handle_signals
 from tests import fork_server, tiny_run
 
 
-def test_a_signal_is_noted_while_steps_are_taken_and_raises_where_nothing_is_lost():
+def test_signal_is_deferred_during_steps_and_immediate_elsewhere():
     before = [signal.getsignal(number) for number in SIGNALS]
-    with interruptible() as interruption:
+    with handle_signals() as interruption:
         with pytest.raises(Interrupted, match="SIGUSR1"):
             os.kill(os.getpid(), signal.SIGUSR1)
-        interruption.asked = None
-        interruption.waits = True
+        interruption.signal_name = None
+        interruption.deferred = True
         os.kill(os.getpid(), signal.SIGTERM)
-        assert interruption.asked == "SIGTERM"
-        with pytest.raises(Interrupted), interruption.at_once():
-            raise AssertionError("an evaluation began though the run is to end")
-        assert interruption.waits
+        assert interruption.signal_name == "SIGTERM"
+        with pytest.raises(Interrupted), interruption.immediate():
+            raise AssertionError("an evaluation started although the run is to stop")
+        assert interruption.deferred
+        interruption.signal_name = None
+        with pytest.raises(Interrupted), interruption.immediate():
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert interruption.deferred
     assert [signal.getsignal(number) for number in SIGNALS] == before
 
 
-def test_a_signal_ends_an_evaluation_where_it_stands():
-    with interruptible() as interruption:
-        interruption.waits = True
-        with pytest.raises(Interrupted), interruption.at_once():
-            os.kill(os.getpid(), signal.SIGTERM)
-        assert interruption.waits
-
-
-def test_without_a_program_no_handler_is_installed():
+def test_interruption_alone_installs_no_handler():
     before = signal.getsignal(signal.SIGTERM)
     Interruption()
     assert signal.getsignal(signal.SIGTERM) is before
 
 
-def test_the_code_is_the_one_that_is_documented():
-    assert EXIT_RUN_AGAIN == 75
-    assert "| 75 |" in (tiny_run.ROOT / "README.md").read_text()
+def test_exit_code_is_as_documented():
+    assert EXIT_PREEMPTED == 75
+    assert "| 75 |" in (tiny_run.ROOT / "docs" / "commands.md").read_text()
 
 
-def test_resume_is_a_word_of_the_command_line(tmp_path, capsys):
-    tiny_run.write_files(tmp_path)
+def test_signal_in_a_finalizer_is_delivered_again(capfd):
+    """Python drops what a finalizer raises; the signal must still end the work, without a traceback."""
+
+    class Finalized:
+        def __del__(self):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0)
+
+    def work():
+        finalized = Finalized()
+        del finalized
+        time.sleep(10)
+
+    with handle_signals() as interruption:
+        with pytest.raises(Interrupted, match="SIGTERM"):
+            work()
+        assert interruption.signal_name == "SIGTERM"
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_resume_option_names_a_checkpoint(tmp_path, capsys):
     config = tiny_run.write_config(tmp_path)
-    words = ("seed=3", "--config", str(config), "training.steps=2", "--resume", "nowhere", "tracking.trackers=[]")
-    assert tiny_run.launch("train_multitask", *words) == 2
+    arguments = ("seed=3", "--config", str(config), "--resume", "nowhere", "tracking.trackers=[]")
+    assert tiny_run.launch("train", *arguments) == 2
     assert "training.resume: no checkpoint nowhere" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_a_signal_to_the_whole_job_leaves_loading_processes_to_the_one_they_work_for(tmp_path):
-    """As a scheduler sends it. Then TensorBoard hides what the first start told of steps that the second took again."""
-    tiny_run.write_files(tmp_path)
-    config = tiny_run.write_config(tmp_path, tracking={"trackers": ["tensorboard"]})
-    words = ["--config", str(config), "--resume", "auto", "training.workers=1", "training.steps=40"]
+def test_signal_to_whole_job_spares_workers_and_tensorboard(tmp_path):
+    """As a scheduler sends it. TensorBoard then hides what an earlier start logged of repeated steps."""
+    tiny_run.write_dataset(tmp_path)
+    evaluation = {**tiny_run.base_config(tmp_path)["evaluation"], "final_splits": []}
+    config = tiny_run.write_config(tmp_path, tracking={"trackers": ["tensorboard"]}, evaluation=evaluation)
+    arguments = ["--config", str(config), "--resume", "auto", "training.num_workers=1", "training.max_steps=24"]
 
     def start(**plan):
-        return fork_server.ended(fork_server.start(words, fork_server.Plan(str(tmp_path / "said"), **plan)))
+        plan = fork_server.FaultPlan(str(tmp_path / "log"), **plan)
+        return fork_server.exit_codes(fork_server.start(arguments, plan))
 
-    assert start(at_step=17, signal=signal.SIGTERM, to_job=True) == [75], (tmp_path / "said").read_text()
-    assert start(at_step=38, to_job=True) == [-signal.SIGKILL]
+    assert start(at_step=11, signal=signal.SIGTERM, whole_job=True) == [75], (tmp_path / "log").read_text()
+    assert start(at_step=22, whole_job=True) == [-signal.SIGKILL]
     assert start() == [0]
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 41))
-
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 25))
     events = EventAccumulator(str(tmp_path / "run/tracking/multitask_vl")).Reload()
-    assert [event.step for event in events.Scalars("lr")] == list(range(1, 41))
+    assert [event.step for event in events.Scalars("lr")] == list(range(1, 25))
