@@ -1,10 +1,11 @@
-# Two promises: `make demo` shows the whole path, `make test` passes; each on a fresh machine with only Python 3.11.
+# `make demo` trains and reports on the synthetic dataset, `make test` runs all checks; both need only Python 3.11.
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORLD := data/world
 RUN := runs/quickstart
-BLIND := runs/quickstart_blind
+SHUFFLED := runs/quickstart_shuffled
+LAUNCH := $(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml launch/train_multitask.py
 
 .PHONY: demo study study-quick test lint docs clean
 
@@ -14,20 +15,21 @@ $(VENV)/.ready: requirements.txt pyproject.toml
 	touch $@
 
 $(WORLD)/world.json: | $(VENV)/.ready
-	$(BIN)/python -m multitask_vl.synthetic.build --out $(WORLD)
+	$(BIN)/multitask-vl make-synthetic --out $(WORLD)
 
 demo: $(VENV)/.ready $(WORLD)/world.json
-	rm -rf $(RUN) $(BLIND)
-	$(BIN)/python launch/extract_features.py --config configs/examples/quickstart.yaml
-	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml launch/train_multitask.py --config configs/examples/quickstart.yaml
-	$(BIN)/accelerate launch --config_file configs/accelerate/cpu.yaml launch/train_multitask.py --config configs/examples/quickstart_shuffled.yaml
-	$(BIN)/python -m multitask_vl.reports $(RUN) --control $(BLIND)
+	rm -rf $(RUN) $(SHUFFLED)
+	$(BIN)/multitask-vl extract --config configs/examples/quickstart.yaml
+	$(LAUNCH) --config configs/examples/quickstart.yaml
+	$(LAUNCH) --config configs/examples/quickstart_shuffled.yaml
+	$(BIN)/multitask-vl report $(RUN) --control $(SHUFFLED)
 
 study study-quick: $(VENV)/.ready $(WORLD)/world.json
-	$(BIN)/python launch/extract_features.py --config configs/examples/quickstart.yaml
-	$(BIN)/python launch/sweep.py configs/sweeps/routing.yaml --at-once 2 $(QUICK)
+	$(BIN)/multitask-vl extract --config configs/examples/quickstart.yaml
+	$(BIN)/multitask-vl sweep configs/sweeps/routing.yaml --max-parallel 2 $(SMOKE)
 	$(BIN)/python -m studies.routing.study $(QUICK)
 
+study-quick: SMOKE := --smoke
 study-quick: QUICK := --quick
 
 test: $(VENV)/.ready lint

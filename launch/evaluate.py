@@ -1,26 +1,11 @@
-"""Score a saved adapter: python launch/evaluate.py --config RUN/resolved.yaml --adapter RUN/adapter --out DIR"""
+"""Evaluate an adapter: accelerate launch launch/evaluate.py --config CONFIG --adapter ADAPTER --out DIR
 
-import argparse
-from pathlib import Path
+The command `multitask-vl evaluate` as a file, for launchers that start several processes.
+"""
 
-from multitask_vl.config import load
-from multitask_vl.errors import exits_cleanly
+import sys
 
-
-@exits_cleanly
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", type=Path, required=True, help="the run's resolved.yaml, or any YAML that fits")
-    parser.add_argument("--adapter", type=Path, required=True, help="folder with adapter_model.safetensors")
-    parser.add_argument("--out", type=Path, required=True, help="where predictions, scores and submissions go")
-    parser.add_argument("--split", action="append", help="a split to score, repeatable (default: evaluation.final)")
-    parser.add_argument("overrides", nargs="*", metavar="key=value")
-    args = parser.parse_args()
-    loaded = load(args.config, args.overrides)
-    from multitask_vl.evaluation.evaluate_adapter import score_adapter
-
-    score_adapter(loaded.config, args.adapter, args.out, args.split or loaded.config.evaluation.final)
-
+from multitask_vl.cli.main import main
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

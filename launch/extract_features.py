@@ -1,13 +1,11 @@
-"""How do images become features: python launch/extract_features.py --config CONFIG [key=value ...]
+"""Extract image features: torchrun launch/extract_features.py --config CONFIG [key=value ...]
 
-See `feature_extraction.command`, or --help.
+The command `multitask-vl extract` as a file, for launchers that start several processes.
 """
-
-from __future__ import annotations
 
 import sys
 
-from feature_extraction.command import main
+from multitask_vl.cli.main import main
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(["extract", *sys.argv[1:]]))

@@ -1,4 +1,4 @@
-"""What does ``python -m multitask_vl`` do: the same as the command ``multitask-vl``."""
+"""`python -m multitask_vl`, the same as the command `multitask-vl`."""
 
 from multitask_vl.cli.main import main
 

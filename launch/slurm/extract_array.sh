@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Features by many jobs that fill one store together, each on a GPU of its own:
+# Extract features by several jobs that fill one store together, one GPU each:
 #   sbatch launch/slurm/extract_array.sh --config configs/YOUR.yaml features.shards=32
-# Keep features.shards at several times the number of jobs. A job that dies, or that SLURM never starts, leaves its
-# files to the others; the same command goes on where things stopped. Exit code 1 of a job: some images could not be
-# read (failures.jsonl beside the store).
+# Set features.shards to several times the number of jobs. If a job crashes, or SLURM never starts it, the others take
+# over its shards; the same command resumes. Exit code 1 of a job: some images could not be read (failures.jsonl next to
+# the store).
 #SBATCH --job-name=extract
 #SBATCH --array=0-7
 #SBATCH --nodes=1
@@ -15,7 +15,7 @@
 #SBATCH --requeue
 #SBATCH --output=%x-%A_%a.log
 set -euo pipefail
-# SLURM runs a copy of this file, so its own place says nothing; submit from the project's folder
+# SLURM runs a copy of this file, so its path does not lead to the project: submit from the project folder
 cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/../..}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-${SLURM_CPUS_PER_TASK:-1}}"
 exec srun python launch/extract_features.py "$@"

@@ -2,9 +2,9 @@
 # One training run on the GPUs of one node, or of several:
 #   sbatch launch/slurm/train.sh --config configs/YOUR.yaml
 #   sbatch --nodes=2 launch/slurm/train.sh --config configs/YOUR.yaml
-# training.resume=auto makes a job that was requeued, or submitted again, go on from its newest checkpoint. Results do
-# not depend on where it was cut. Five minutes before its time is up the job saves, ends and goes back into the queue.
-# PROCESSES=N: so many a node, without counting GPUs.
+# training.resume=auto resumes a job that was requeued or submitted again from its latest checkpoint. Results do not
+# depend on where it was interrupted. Five minutes before its time limit the job saves, ends and is requeued.
+# PROCESSES=N sets the number of processes per node, without counting GPUs.
 #SBATCH --job-name=train
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
@@ -20,23 +20,23 @@ cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/../..}"
 processes="${PROCESSES:-${SLURM_GPUS_ON_NODE:-1}}"
 share=$(( ${SLURM_CPUS_PER_TASK:-1} / processes ))
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$(( share > 0 ? share : 1 ))}"
-# the nodes meet at the first of them, on a port that other jobs there do not use
+# rendezvous on the first node, on a port that other jobs there do not use
 nodes="$(scontrol show hostnames "${SLURM_JOB_NODELIST:?start this by sbatch}")"
 first="${nodes%%$'\n'*}"
 port="${MASTER_PORT:-$(( 20000 + SLURM_JOB_ID % 10000 ))}"
-# the notice comes to this shell; torchrun gives it to its processes, waits for them, and says 1 whatever they say
+# the signal reaches this shell; torchrun forwards it to its processes, waits for them, and always returns 1
 srun torchrun --nnodes "${SLURM_NNODES:-1}" --nproc_per_node "$processes" \
   --signals-to-handle SIGTERM,SIGINT,SIGUSR1 --shutdown-timeout 240 \
   --rdzv_backend c10d --rdzv_id "$SLURM_JOB_ID" --rdzv_endpoint "$first:$port" \
   launch/train_multitask.py "$@" training.resume=auto &
-step=$! noticed=0 code=0
-trap 'noticed=1; kill -USR1 "$step"' USR1
+step=$! signaled=0 code=0
+trap 'signaled=1; kill -USR1 "$step"' USR1
 wait "$step" || code=$?
-while kill -0 "$step" 2>/dev/null; do  # the notice ended the wait, not the step
+while kill -0 "$step" 2>/dev/null; do  # the signal ended the wait, not the step
   code=0
   wait "$step" || code=$?
 done
-if [ "$noticed" = 1 ] && [ "$code" != 0 ]; then
+if [ "$signaled" = 1 ] && [ "$code" != 0 ]; then
   scontrol requeue "$SLURM_JOB_ID"
 fi
 exit "$code"

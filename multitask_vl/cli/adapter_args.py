@@ -1,4 +1,4 @@
-"""How is a saved adapter named on a command line, with the places of what it needs: for every program that asks one."""
+"""Arguments that load a saved adapter, shared by the inference commands."""
 
 from __future__ import annotations
 
@@ -12,25 +12,30 @@ if TYPE_CHECKING:
     from multitask_vl.inference import Pipeline
 
 
-def add_places(parser: argparse.ArgumentParser) -> None:
-    """Options that say where the parts of an adapter's model are, and where it computes."""
-    where = parser.add_argument_group("where things are, if not where they were")
-    where.add_argument("--backbone", metavar="PATH", help="the frozen language model")
-    where.add_argument("--tokenizer", metavar="PATH", help="its tokenizer")
-    where.add_argument("--clip", metavar="FILE", help="weights of the trunk, or their tag")
-    where.add_argument("--clip-model", metavar="NAME", help="name of the trunk, or its JSON")
-    where.add_argument("--store", type=Path, help="a feature store it was trained on: the trunk must be that one's")
-    where.add_argument("--revision", help="branch, tag or commit on the hub")
-    parser.add_argument("--device", help="default: the GPU if there is one")
+def add_adapter_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add options for where the parts of an adapter's model are and on which device it runs."""
+    paths = parser.add_argument_group("model files, if they have moved since training")
+    paths.add_argument("--backbone", metavar="PATH", help="frozen language model")
+    paths.add_argument("--tokenizer", metavar="PATH", help="tokenizer of the language model")
+    paths.add_argument("--vision-weights", metavar="FILE", help="weights of the vision encoder, or their tag")
+    paths.add_argument("--vision-model", metavar="NAME", help="name of the vision encoder, or its JSON file")
+    paths.add_argument(
+        "--store", type=Path, help="feature store of the training run, to check that the vision encoder is the same"
+    )
+    paths.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.add_argument("--device", help="device to run on (default: the GPU if there is one)")
 
 
-def pipeline_of(args: argparse.Namespace, name: str) -> Pipeline:
-    """The pipeline of an adapter, a folder or a name on the hub, with the options of `add_places`.
+def pipeline_from_args(args: argparse.Namespace, name: str) -> Pipeline:
+    """Load the pipeline of an adapter with the options of `add_adapter_arguments`.
+
+    Args:
+        args: parsed arguments of the command.
+        name: run folder, adapter folder or name on the hub.
 
     Raises:
-        InputError: as `Pipeline.from_pretrained`, and for a device that is not here.
+        InputError: as `Pipeline.from_pretrained`, and for a device that is not available.
     """
-    # the heavy libraries take seconds to import, and --help needs none
     from multitask_vl.inference import Pipeline
 
     return Pipeline.from_pretrained(
@@ -38,11 +43,19 @@ def pipeline_of(args: argparse.Namespace, name: str) -> Pipeline:
         device=_device(args.device),
         backbone=args.backbone,
         tokenizer=args.tokenizer,
-        clip=args.clip,
-        clip_model=args.clip_model,
+        vision_weights=args.vision_weights,
+        vision_model=args.vision_model,
         store=args.store,
         revision=args.revision,
     )
+
+
+def check_positive(args: argparse.Namespace, *names: str) -> None:
+    """Raise an InputError unless the named options are unset or greater than 0."""
+    for name in names:
+        value = getattr(args, name)
+        if value is not None and not value > 0:
+            raise InputError(f"--{name.replace('_', '-')}: got {value}; must be greater than 0")
 
 
 def _device(name: str | None) -> str:
@@ -53,5 +66,5 @@ def _device(name: str | None) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"--device: {name} is not here: {str(error).splitlines()[0]}") from error
+        raise InputError(f"--device: {name} is not available: {str(error).splitlines()[0]}") from error
     return name

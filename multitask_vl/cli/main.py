@@ -1,104 +1,88 @@
-"""What does `multitask-vl` do: it runs a program of the project by a short name, from a checkout or installed.
+"""The `multitask-vl` command.
 
-Programs lie in `launch/` beside the package, or, in an installed one, inside it; a file that is put there is a command.
+A subcommand is a module of this package with ``add_arguments(parser)`` and ``run(args) -> int | None``. Its docstring
+is the help text. Heavy libraries are imported inside ``run``, so that ``--help`` needs none of them.
 """
 
 from __future__ import annotations
 
-import ast
-import runpy
-import shutil
+import argparse
+import importlib
 import sys
-from importlib.util import find_spec
-from pathlib import Path
+from collections.abc import Sequence
+from types import ModuleType
 
 from multitask_vl import __version__
-from multitask_vl.config.yaml_nodes import did_you_mean
-from multitask_vl.errors import EXIT_BAD_INPUT, InputError, exits_cleanly
-from multitask_vl.programs import HOME
+from multitask_vl.errors import EXIT_BAD_INPUT, InputError, cli_errors
+from multitask_vl.logging import configure_logging
 
-SHORT = {"train": "train_multitask", "extract": "extract_features", "parameters": "parameter_table"}
-"""Command -> program of `launch/` that is called otherwise."""
-MODULES = {
-    "build-world": "multitask_vl.synthetic.build",
-    "doctor": "multitask_vl.doctor",
-    "features": "feature_extraction.maintenance.manage",
-    "report": "multitask_vl.reports",
-    "score": "multitask_vl.evaluation.score",
-    "check-submission": "multitask_vl.evaluation.submission",
-}
-"""Command -> module that is run."""
-CONFIGS = "configs"
 NAME = "multitask-vl"
-END = f"""
-Help of one: {NAME} COMMAND --help. Several processes: accelerate launch -m multitask_vl train --config ...
-Configurations of your own start from those that are installed: {NAME} {CONFIGS} --copy {CONFIGS}"""
+GROUPS = {
+    "Data": ("make-synthetic", "extract", "store"),
+    "Training": ("doctor", "train", "evaluate", "sweep"),
+    "Inference": ("predict", "demo", "export"),
+    "Reports": ("report", "compare", "analyze", "score", "check-submission"),
+    "Project": ("ls", "count-params", "configs"),
+}
+COMMANDS = tuple(name for names in GROUPS.values() for name in names)
+EPILOG = f"""\
+Help for a command: {NAME} COMMAND --help
+Several processes:  accelerate launch -m multitask_vl train --config CONFIG
+Your own configs:   {NAME} configs --copy configs"""
 
 
-def commands() -> dict[str, Path | str]:
-    """Command -> the file or module that it runs."""
-    short = {program: command for command, program in SHORT.items()}
-    files = {path.stem: path for path in sorted((HOME / "launch").glob("*.py"))}
-    return {short.get(name, name.replace("_", "-")): path for name, path in files.items()} | MODULES
+@cli_errors
+def main(argv: Sequence[str] | None = None) -> int | None:
+    """Run a subcommand.
 
+    Args:
+        argv: its name and arguments; None: those of the process.
 
-@exits_cleanly
-def main() -> int | None:
-    """Run the command that ``sys.argv`` names, with the words behind it."""
-    words = sys.argv[1:]
-    if not words or words[0] in ("-h", "--help"):
-        print(_help())
-        return 0 if words else EXIT_BAD_INPUT
-    command, rest = words[0], words[1:]
+    Returns:
+        the exit code; None is 0.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_overview())
+        return 0 if arguments else EXIT_BAD_INPUT
+    command, *rest = arguments
     if command in ("-V", "--version"):
         print(f"{NAME} {__version__}")
         return 0
-    if command == CONFIGS:
-        return _configs(rest)
-    known = commands()
-    if command not in known:
-        raise InputError(f"unknown command {command!r}{did_you_mean(command, [*known, CONFIGS])}")
-    target, before = known[command], sys.argv
-    sys.argv = [f"{NAME} {command}", *rest]
-    try:
-        if isinstance(target, Path):
-            return runpy.run_path(str(target))["main"]()
-        runpy.run_module(target, run_name="__main__")
-    finally:
-        sys.argv = before
-    return 0
+    if command not in COMMANDS:
+        from multitask_vl.config.yaml_nodes import did_you_mean
+
+        raise InputError(f"unknown command {command!r}{did_you_mean(command, COMMANDS)}")
+    module = load_command(command)
+    parser = build_parser(command, module)
+    # overrides (key=value) may stand between options, except in a command that has subcommands itself
+    parse = parser.parse_args if hasattr(module, "SUBCOMMANDS") else parser.parse_intermixed_args
+    args = parse(rest)
+    configure_logging()
+    return module.run(args)
 
 
-def _configs(words: list[str]) -> None:
-    """Say where the configurations are, or copy them to where they can be changed."""
-    source = HOME / CONFIGS
-    if words and (words[0] != "--copy" or len(words) != 2):
-        raise InputError(f"usage: {NAME} {CONFIGS} [--copy FOLDER]")
-    if not words:
-        print(source)
-        return
-    target = Path(words[1])
-    if target.exists():
-        raise InputError(f"{target}: is there already; name a new folder")
-    shutil.copytree(source, target)
-    print(f"{sum(1 for _ in target.rglob('*.yaml'))} YAMLs copied to {target}; start with {target / 'quickstart.yaml'}")
+def load_command(name: str) -> ModuleType:
+    """The module of a subcommand."""
+    return importlib.import_module(f"multitask_vl.cli.{name.replace('-', '_')}")
 
 
-def _help() -> str:
-    rows = {name: _question(target) for name, target in sorted(commands().items())}
-    rows[CONFIGS] = "Where are the configurations that come with it? --copy FOLDER puts them there."
-    width = max(map(len, rows)) + 2
-    lines = [f"  {name:<{width}}{said}" for name, said in sorted(rows.items())]
-    return "\n".join([f"usage: {NAME} COMMAND ...", "", *lines, END])
+def build_parser(name: str, module: ModuleType) -> argparse.ArgumentParser:
+    """The argument parser of a subcommand."""
+    parser = argparse.ArgumentParser(
+        prog=f"{NAME} {name}", description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    module.add_arguments(parser)
+    return parser
 
 
-def _question(target: Path | str) -> str:
-    """The first line of a program's docstring, read without running it; what follows a colon is how to call it."""
-    spec = None if isinstance(target, Path) else find_spec(target)
-    path = target if isinstance(target, Path) else Path(spec.origin)
-    said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-    return said.split("\n")[0].split(": python")[0].split(": accelerate")[0]
+def _overview() -> str:
+    width = max(map(len, COMMANDS)) + 2
+    lines = [f"usage: {NAME} COMMAND ..."]
+    for group, names in GROUPS.items():
+        lines += ["", f"{group}:", *(f"  {name:<{width}}{_summary(name)}" for name in names)]
+    return "\n".join([*lines, "", EPILOG])
 
 
-if __name__ == "__main__":
-    raise SystemExit(main())
+def _summary(name: str) -> str:
+    return load_command(name).__doc__.split("\n")[0].removesuffix(".")
