@@ -1,9 +1,9 @@
-# The toolkit on a CPU, with Java for the official caption metrics. Written for review: it was not built where it was made.
+# CPU image with Java for the official caption metrics. Not built or tested by CI.
 #   docker build -t multitask-vl .
-#   docker run --rm -v "$PWD/work:/work" multitask-vl build-world --out data/world
+#   docker run --rm -v "$PWD/work:/work" multitask-vl make-synthetic --out data/world
 #   docker run --rm -v "$PWD/work:/work" multitask-vl extract --config configs/examples/quickstart.yaml
 #   docker run --rm -v "$PWD/work:/work" multitask-vl train --config configs/examples/quickstart.yaml
-# work/ must be writable by user 1000, and hold configs/, which this puts there:
+# work/ must be writable by user 1000 and contain configs/, which this command creates:
 #   docker run --rm -v "$PWD/work:/work" multitask-vl configs --copy configs
 # With a GPU: build with --build-arg TORCH_INDEX=https://pypi.org/simple and run with --gpus all.
 FROM python:3.11.11-slim-bookworm
@@ -15,7 +15,7 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends openjdk-17-jre-headless \
     && rm -rf /var/lib/apt/lists/*
 
-# torch and torchvision first: they are most of the image, and change least
+# torch and torchvision first: they are the largest layer and change least often
 COPY requirements.txt /build/
 RUN grep -E '^torch(vision)?[<>=]' /build/requirements.txt > /build/torch.txt \
     && pip install --index-url "$TORCH_INDEX" -r /build/torch.txt \

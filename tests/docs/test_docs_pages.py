@@ -1,54 +1,61 @@
-"""Are the reference pages true: is every message that they quote said, every key written, every file there?"""
+"""Pages of docs/: quoted messages, keys, commands, files, links and configurations exist."""
 
 from __future__ import annotations
 
 import ast
 import re
+import runpy
 
 import pytest
+import yaml
 
-from multitask_vl.config import reference
+from multitask_vl.cli.main import COMMANDS, main
+from multitask_vl.cli.store import SUBCOMMANDS as STORE_COMMANDS
+from multitask_vl.config import load_config, reference
 from multitask_vl.config.schema import Config, MethodConfig, TaskConfig, TrainingConfig
-from multitask_vl.registry import METHODS, TASKS
+from multitask_vl.registry import METHODS, ROUTING, TASKS
 from tests import tiny_run
+from tests.docs.pages import DOCS, FILE, PAGES, README, RUN
 
-DOCS = tiny_run.ROOT / "docs"
+ROOT = tiny_run.ROOT
+CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 GAP = re.compile(r"<[^<>]*>")
+FENCED = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 
 
-def sentences() -> list[str]:
-    """Every text in the code that is no docstring, with `<>` where an f-string puts a value."""
+def message_texts() -> list[str]:
+    """Strings in the code, with `<>` where an f-string puts a value."""
     found = []
     for top in ("multitask_vl", "feature_extraction", "launch"):
-        for path in (tiny_run.ROOT / top).rglob("*.py"):
+        for path in (ROOT / top).rglob("*.py"):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.JoinedStr):
-                    found.append("".join(one.value if isinstance(one, ast.Constant) else "<>" for one in node.values))
+                    parts = (part.value if isinstance(part, ast.Constant) else "<>" for part in node.values)
+                    found.append("".join(parts))
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     found.append(node.value)
     return found
 
 
-def test_every_quoted_message_is_said_by_the_code():
-    said = sentences()
+def test_quoted_messages_are_in_the_code():
+    texts = message_texts()
     quoted = re.findall(r"^### `(.+)`$", (DOCS / "troubleshooting.md").read_text(), re.MULTILINE)
     assert len(quoted) > 30
     assert len(set(quoted)) == len(quoted)
     for message in quoted:
         parts = [part for part in GAP.split(message) if part.strip()]
-        # what the code puts into a gap may be any text
+        # any text may fill a gap
         pattern = re.compile(".*?".join(map(re.escape, parts)), re.DOTALL)
-        assert any(pattern.search(one) for one in said), f"docs/troubleshooting.md quotes what is not said: {message}"
+        assert any(pattern.search(text) for text in texts), f"docs/troubleshooting.md: no such message: {message}"
 
 
-def test_the_page_of_keys_is_current():
-    written = (DOCS / "configuration.md").read_text()
-    if written != reference.page():
+def test_configuration_page_is_current():
+    if (DOCS / "configuration.md").read_text() != reference.reference_page():
         pytest.fail(f"keys have changed; run: {reference.COMMAND}", pytrace=False)
 
 
-def test_the_page_of_keys_has_them_all():
-    page = reference.page()
+def test_configuration_page_has_all_keys():
+    page = reference.reference_page()
     for name in (*Config.model_fields, *TrainingConfig.model_fields):
         assert f"`{name}`" in page
     for registry, base in ((TASKS, TaskConfig), (METHODS, MethodConfig)):
@@ -58,28 +65,85 @@ def test_the_page_of_keys_has_them_all():
                 chapter = page[page.index(f"### `{name}`") :].split("\n### ")[0]
                 own = set(entry.Config.model_fields) - set(base.model_fields)
                 assert all(f"| `{key}` |" in chapter for key in own), name
-    # each has a meaning
+    # every key has a meaning
     assert not re.findall(r"^\| `\w+` \|.*\|  \|$", page, re.MULTILINE)
     assert "| `lr` | float > 0 | `0.001` | Peak learning rate. |" in page
     assert '| `resize` | `squash`, `crop` | `"squash"` |' in page
 
 
-def test_the_command_writes_what_it_prints(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sys.argv", ["reference", "--write", str(tmp_path / "keys.md")])
-    assert reference.main() == 0
-    monkeypatch.setattr("sys.argv", ["reference"])
-    capsys.readouterr()
-    assert reference.main() == 0
-    assert capsys.readouterr().out == (tmp_path / "keys.md").read_text() == reference.page()
+def test_configs_command_writes_reference(tmp_path):
+    assert main(["configs", "--reference", str(tmp_path / "keys.md")]) in (0, None)
+    assert (tmp_path / "keys.md").read_text() == reference.reference_page()
 
 
-def test_files_and_keys_that_the_pages_name_exist():
-    for name in ("troubleshooting.md", "footguns.md"):
-        text = (DOCS / name).read_text()
-        for path in re.findall(r"`(?:python )?((?:configs|launch|multitask_vl)/[\w/]+\.(?:yaml|py))", text):
-            assert (tiny_run.ROOT / path).exists(), path
-        for link in re.findall(r"\]\(([\w.]+)\)", text):
-            assert (DOCS / link).exists(), link
-        for section, key in re.findall(r"`(\w+)\.(\w+)(?:[:=` ])", text):
-            if section in Config.model_fields and section not in ("tasks", "method"):
-                assert key in Config.model_fields[section].annotation.model_fields, f"{section}.{key}"
+def anchors(text: str) -> set[str]:
+    """Anchors of the headings of a page."""
+    headings = re.findall(r"^#+ (.+)$", FENCED.sub("", text), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", [README, CONTRIBUTING, *PAGES], ids=lambda page: page.stem)
+def test_page_links_exist(page):
+    for link, anchor in re.findall(r"\]\(([^()#:\s]*)(?:#([\w-]+))?\)", page.read_text()):
+        target = page.parent / link if link else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors(target.read_text()), f"{link}#{anchor}"
+
+
+@pytest.mark.parametrize("page", [README, CONTRIBUTING, *PAGES], ids=lambda page: page.stem)
+def test_page_names_existing_files_commands_keys(page):
+    text = page.read_text()
+    for path in re.findall(r"(?<![\w./])((?:launch|configs|tests|multitask_vl|docs|benchmarks)/[\w/.-]+\.\w+)", text):
+        assert (ROOT / path).exists(), path
+    assert set(re.findall(r"multitask-vl (?!authors)([a-z][\w-]*)", text)) <= set(COMMANDS)
+    assert set(re.findall(r"multitask-vl store ([a-z]\w*)", text)) <= set(STORE_COMMANDS)
+    for section, key in re.findall(r"`(\w+)\.(?!yaml|md|py|h5|npy)(\w+)(?:[:=` ])", text):
+        if section in Config.model_fields and section not in ("tasks", "method"):
+            assert key in Config.model_fields[section].annotation.model_fields, f"{section}.{key}"
+
+
+@pytest.mark.parametrize("name", ["datasets", "training", "feature_extraction"])
+def test_page_configuration_loads(name, tmp_path):
+    """The first YAML of a page that composes the configurations of the toolkit."""
+    shown = yaml.safe_load(
+        re.search(r"```yaml\n(compose: \[base.*?)```", (DOCS / f"{name}.md").read_text(), re.DOTALL)[1]
+    )
+    shown["compose"] = [str(ROOT / "configs" / path) for path in shown["compose"]]
+    path = tmp_path / "page.yaml"
+    path.write_text(yaml.safe_dump(shown))
+    config = load_config(path)
+    if name != "feature_extraction":
+        assert config.routing.function == {"vqa": "mul", "gqa": "mul", "nlvr2": "mm1", "coco_caption": "mm2"}
+        assert config.method[0].sharing == "per_task"
+
+
+def test_routing_page_lists_functions(monkeypatch, tmp_path):
+    page = (DOCS / "routing.md").read_text()
+    table = page[page.index("`routing.function` is one of") : page.index("`mm1` and `mm2` grow")]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(ROUTING.names())
+    monkeypatch.setattr(ROUTING, "_entries", dict(ROUTING._entries))
+    module = tmp_path / "minus.py"
+    module.write_text(re.search(r"```python\n(from multitask_vl.registry import ROUTING.*?)```", page, re.DOTALL)[1])
+    runpy.run_path(str(module))
+    assert ROUTING.get("minus")(3, 1) == 2
+
+
+def test_methods_page_lists_methods():
+    page = (DOCS / "methods.md").read_text()
+    table = page[page.index("| `method:` |") : page.index("A list combines methods")]
+    assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == set(METHODS.names())
+
+
+def test_commands_page_lists_commands():
+    page = (DOCS / "commands.md").read_text()
+    table = page[: page.index("## Exit codes")]
+    assert set(re.findall(r"^\| `([\w-]+)` \|", table, re.MULTILINE)) == set(COMMANDS)
+
+
+def test_marked_commands_are_run_by_a_test():
+    pages = {path.stem for path in PAGES if RUN.search(path.read_text())}
+    by_extension_pages = {"add_a_backbone", "add_a_method", "add_a_routing_function", "add_a_task", "reports"}
+    assert pages == {"finetune_your_data"} | by_extension_pages
+    for path in PAGES:
+        for _, text in FILE.findall(path.read_text()):
+            assert text.strip()
