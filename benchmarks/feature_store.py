@@ -1,11 +1,11 @@
-"""How fast is our store beside the layouts people have, written and read? python -m benchmarks.feature_store
+"""Write and read rates of the feature store, compared with other layouts: python -m benchmarks.feature_store
 
-Writes the same random features in every layout, then reads images in random order and in the order of the file, the
-layouts taking turns, each in a process of its own, and prints Markdown: the median over rounds, with the files in the
-page cache (the disk is the same for all). Ratios are to the published layout, one float32 HDF5 file per image. A second
-table reads with an empty page cache. Writing is timed until everything is on the disk.
+Writes the same random features in every layout, then reads images in random order and in file order. The layouts
+alternate, each in its own process. Prints Markdown: medians over rounds, with the files in the page cache. Ratios are
+relative to the published layout, one float32 HDF5 file per image. A second table reads with an empty page cache.
+Writing is measured until everything is on disk.
 
---step measures instead how long a training step of BART-base waits for its data (`benchmarks/store_step.py`).
+--step instead measures how long a training step of BART-base waits for its data (`benchmarks/store_step.py`).
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from multitask_vl.data.store.feature_store import FeatureStore, Manifest
+from multitask_vl.data.store.feature_store import FeatureStore
+from multitask_vl.data.store.manifest import Manifest
 from multitask_vl.data.store.writer import StoreWriter
-from multitask_vl.reproduction.parameters import put_between_markers
+from multitask_vl.reports.markers import replace_section
 
 CELLS, DIM, BATCH, POOL = 49, 2048, 64, 64
 Read = Callable[[list[int]], object]
@@ -33,20 +34,20 @@ PUBLISHED = "one file per image, float32 (published)"
 
 
 def key(number: int) -> str:
-    """An image key as COCO has them."""
+    """An image key in the format of COCO."""
     return f"COCO_val2014_{number:012d}"
 
 
 def features(images: int) -> Iterable[np.ndarray]:
-    """Random features [CELLS, DIM] float16; only POOL different ones, so that making them costs nothing."""
+    """Random features [CELLS, DIM] float16; POOL different ones, so that generating them takes no time."""
     pool = np.random.default_rng(0).standard_normal((POOL, CELLS, DIM), "f4").astype("<f2")
     return (pool[number % POOL] for number in range(images))
 
 
-# ---- layouts: how each is written, and how its reader reads
+# ---- layouts: write(images) writes the files, open() returns a function that reads a list of images
 
 
-class PerImage:
+class PerImageFiles:
     """One HDF5 file per image, opened for each read."""
 
     def __init__(self, folder: Path, dtype: str):
@@ -59,18 +60,18 @@ class PerImage:
                 file[f"{key(number)}/features"] = one.astype(self.dtype)
 
     def open(self) -> Read:
-        def one(name: str) -> np.ndarray:
+        def read(name: str) -> np.ndarray:
             with h5py.File(self.folder / f"{name}.h5") as file:
                 return file[f"{name}/features"][()]
 
-        return lambda numbers: [one(key(number)) for number in numbers]
+        return lambda numbers: [read(key(number)) for number in numbers]
 
     def files(self) -> list[Path]:
         return list(self.folder.iterdir())
 
 
-class Groups:
-    """One HDF5 file with a group per image, float16."""
+class GroupPerImage:
+    """One HDF5 file with one group per image, float16."""
 
     def __init__(self, folder: Path):
         self.path = folder / "groups.h5"
@@ -88,8 +89,8 @@ class Groups:
         return [self.path]
 
 
-class Ours:
-    """Our store; `get_many` gives a batch in one array."""
+class Store:
+    """Our feature store; `get_many` returns a batch as one array."""
 
     def __init__(self, folder: Path, in_memory: bool = False):
         self.path, self.in_memory = folder / "store.h5", in_memory
@@ -116,7 +117,7 @@ class Ours:
 
 
 class Memmap:
-    """A bare array, for the limit: no keys, no manifest, no checksums."""
+    """A plain array as the upper bound: no keys, no manifest, no checksums."""
 
     def __init__(self, folder: Path):
         self.path = folder / "memmap.bin"
@@ -135,7 +136,7 @@ class Memmap:
 
 
 def _reader(layout, pipe) -> None:
-    """A process that reads what it is told, and answers with the seconds it took; None ends it."""
+    """Process that reads the image numbers it receives and sends the seconds; None ends it with its peak memory."""
     read = layout.open()
     while (numbers := pipe.recv()) is not None:
         started = time.perf_counter()
@@ -148,29 +149,29 @@ def _reader(layout, pipe) -> None:
 # ---- measuring
 
 
-def read_all(layouts: dict, images: int, reads: int, rounds: int) -> tuple[dict, dict, dict]:
-    """Random and sequential images a second of each layout (medians), and its reader's peak memory in bytes."""
-    context = multiprocessing.get_context("spawn")
+def read_all(layouts: dict, images: int, reads: int, rounds: int, start_method: str) -> tuple[dict, dict, dict]:
+    """Random and sequential images/s of each layout (medians), and the peak memory of its reader in bytes."""
+    context = multiprocessing.get_context(start_method)
     pipes, random, in_order, memory = {}, {}, {}, {}
     for name, layout in layouts.items():
-        pipes[name], theirs = context.Pipe()
-        context.Process(target=_reader, args=(layout, theirs), daemon=True).start()
+        pipes[name], child_pipe = context.Pipe()
+        context.Process(target=_reader, args=(layout, child_pipe), daemon=True).start()
     for turn in range(rounds + 1):  # the first round warms the cache and is not counted
-        drawn = np.random.default_rng(turn).integers(0, images, reads).tolist()
-        for orders, seconds in ((drawn, random), (list(range(images)), in_order)):
+        sample = np.random.default_rng(turn).integers(0, images, reads).tolist()
+        for numbers, rates in ((sample, random), (list(range(images)), in_order)):
             for name, pipe in pipes.items():
-                pipe.send(orders)
-                took = pipe.recv()
+                pipe.send(numbers)
+                elapsed = pipe.recv()
                 if turn:
-                    seconds.setdefault(name, []).append(len(orders) / took)
+                    rates.setdefault(name, []).append(len(numbers) / elapsed)
     for name, pipe in pipes.items():
         pipe.send(None)
         memory[name] = pipe.recv()
     return *({name: statistics.median(rates) for name, rates in one.items()} for one in (random, in_order)), memory
 
 
-def forget(files: Iterable[Path]) -> None:
-    """Take files out of the page cache."""
+def drop_from_page_cache(files: Iterable[Path]) -> None:
+    """Remove files from the page cache."""
     for path in files:
         descriptor = os.open(path, os.O_RDONLY)
         os.fsync(descriptor)
@@ -178,10 +179,10 @@ def forget(files: Iterable[Path]) -> None:
         os.close(descriptor)
 
 
-def cold(layouts: dict, images: int, rounds: int) -> list[tuple[str, float]]:
-    """Images a second with an empty page cache: all images once, in each way that is named."""
+def read_cold(layouts: dict, images: int, rounds: int) -> list[tuple[str, float]]:
+    """Images/s with an empty page cache, reading all images once."""
     published, ours = layouts[PUBLISHED], layouts["ours, get_many"]
-    ways: dict[str, tuple[object, Callable[[int], None]]] = {}
+    cases: dict[str, tuple[object, Callable[[int], None]]] = {}
 
     def random(layout) -> Callable[[int], None]:
         read = layout.open()
@@ -193,24 +194,19 @@ def cold(layouts: dict, images: int, rounds: int) -> list[tuple[str, float]]:
 
         return run
 
-    ways["published layout, random order"] = published, random(published)
-    ways["ours, random order"] = ours, random(ours)
-    for block_rows, mixed in ((16, 8), (64, 8), (256, 4)):
-        store = FeatureStore(ours.path)
-        ways[f"ours, blocks of {block_rows} rows, {mixed} mixed"] = (
-            ours, lambda turn, s=store, b=block_rows, m=mixed: [len(keys) for keys, _ in s.blocks(0, turn, b, m)],
-        )  # fmt: skip
+    cases["published layout, random order"] = published, random(published)
+    cases["ours, random order"] = ours, random(ours)
     store = FeatureStore(ours.path)
-    ways["ours, order of the file"] = (
+    cases["ours, order of the file"] = (
         ours,
         lambda turn: [
             store.get_many([key(n) for n in range(at, min(at + BATCH, images))]).shape for at in range(0, images, BATCH)
         ],
     )
-    rates: dict[str, list[float]] = {name: [] for name in ways}
+    rates: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(rounds):
-        for name, (layout, run) in ways.items():
-            forget(layout.files())
+        for name, (layout, run) in cases.items():
+            drop_from_page_cache(layout.files())
             started = time.perf_counter()
             run(turn)
             rates[name].append(images / (time.perf_counter() - started))
@@ -220,36 +216,37 @@ def cold(layouts: dict, images: int, rounds: int) -> list[tuple[str, float]]:
 def main() -> None:
     """Run the comparison and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", type=int, default=1500)
-    parser.add_argument("--reads", type=int, default=3000, help="random reads of each layout in a round")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--folder", type=Path, help="where to write (about 1.4 MB an image); default: a temporary one")
-    parser.add_argument("--step", action="store_true", help="how long a training step waits for its data")
-    parser.add_argument("--markdown", type=Path, help="also write what was measured between the markers of this page")
-    parser.add_argument("--questions", type=Path, default=Path("../shared/data/vqav2_60k"), help="of --step")
-    parser.add_argument("--tokenizer", type=Path, default=Path("../shared/data/bart_tokenizer"), help="of --step")
-    parser.add_argument("--steps", type=int, default=20, help="of --step")
-    arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-        if arguments.step:
-            from benchmarks.store_step import measure_step  # the readers' processes do without torch
+    data = Path("../shared/data")
+    parser.add_argument("--images", type=int, default=1500, help="number of images (default: 1500)")
+    parser.add_argument("--reads", type=int, default=3000, help="random reads per layout and round (default: 3000)")
+    parser.add_argument("--rounds", type=int, default=5, help="measured rounds (default: 5)")
+    parser.add_argument("--folder", type=Path, help="folder for the files, 1.4 MB per image (default: a temporary one)")
+    parser.add_argument("--step", action="store_true", help="measure how long a training step waits for its data")
+    parser.add_argument("--markdown", type=Path, help="Markdown page that receives the tables between its markers")
+    parser.add_argument("--questions", type=Path, default=data / "vqav2_60k", help="--step: folder of VQA v2 questions")
+    parser.add_argument("--tokenizer", type=Path, default=data / "bart_tokenizer", help="--step: BART's tokenizer")
+    parser.add_argument("--steps", type=int, default=20, help="--step: measured steps (default: 20)")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+        if options.step:
+            from benchmarks.store_step import measure_step  # the reader processes do not need torch
 
             name = "step"
-            text = measure_step(Path(folder), arguments.questions, arguments.tokenizer, arguments.steps)
+            text = measure_step(Path(folder), options.questions, options.tokenizer, options.steps)
         else:
-            name, text = "rates", compare(Path(folder), arguments.images, arguments.reads, arguments.rounds)
+            name, text = "rates", compare(Path(folder), options.images, options.reads, options.rounds)
     print(text)
-    if arguments.markdown:
-        put_between_markers(arguments.markdown, text, name)
+    if options.markdown:
+        replace_section(options.markdown, text, name)
 
 
-def compare(folder: Path, images: int, reads: int, rounds: int) -> str:
-    """Write and read in every layout; both tables."""
+def compare(folder: Path, images: int, reads: int, rounds: int, start_method: str = "spawn") -> str:
+    """Write and read every layout; return both tables."""
     layouts = {
-        PUBLISHED: PerImage(folder, "float32"),
-        "one file per image, float16": PerImage(folder, "float16"),
-        "one file, a group per image, float16": Groups(folder),
-        "ours, get_many": Ours(folder),
+        PUBLISHED: PerImageFiles(folder, "float32"),
+        "one file per image, float16": PerImageFiles(folder, "float16"),
+        "one file, a group per image, float16": GroupPerImage(folder),
+        "ours, get_many": Store(folder),
         "memmap, float16 (no keys, no manifest)": Memmap(folder),
     }
     written = {}
@@ -259,8 +256,8 @@ def compare(folder: Path, images: int, reads: int, rounds: int) -> str:
         layout.write(images)
         os.sync()
         written[name] = images / (time.perf_counter() - started)
-    layouts["ours, get_many, read: ram"] = Ours(folder, in_memory=True)
-    random, in_order, memory = read_all(layouts, images, reads, rounds)
+    layouts["ours, get_many, cache: memory"] = Store(folder, in_memory=True)
+    random, in_order, memory = read_all(layouts, images, reads, rounds, start_method)
     lines = [
         f"{images:,} images, batches of {BATCH}, median of {rounds} rounds, page cache warm:\n",
         "| layout | written/s | random reads/s | ratio | in order/s | bytes/image | reader's peak memory, MB |",
@@ -268,13 +265,13 @@ def compare(folder: Path, images: int, reads: int, rounds: int) -> str:
     ]
     for name, layout in layouts.items():
         size = sum(path.stat().st_size for path in layout.files()) / images
-        cells = [
+        columns = [
             name, f"{written[name]:,.0f}" if name in written else "", f"{random[name]:,.0f}",
             f"{random[name] / random[PUBLISHED]:.1f}", f"{in_order[name]:,.0f}", f"{size:,.0f}",
             f"{memory[name] / 1e6:,.0f}",
         ]  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
-    rates = cold(layouts, images, rounds)
+        lines.append(f"| {' | '.join(columns)} |")
+    rates = read_cold(layouts, images, rounds)
     lines += [f"\nEmpty page cache, all images once, median of {rounds} rounds:\n"]
     lines += ["| order | images/s | ratio |", "| --- | ---: | ---: |"]
     lines += [f"| {name} | {rate:,.0f} | {rate / rates[0][1]:.1f} |" for name, rate in rates]

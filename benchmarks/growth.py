@@ -1,17 +1,14 @@
-"""How do time and memory of a training step grow? python -m benchmarks.growth [--page FILE --plot FILE]
+"""Scaling of time and memory of a training step: python -m benchmarks.growth [--page FILE --plot FILE]
 
-One quantity grows at a time: rows of a batch, tokens of a target, words of the vocabulary, tasks with adapters of their
-own, and examples (the cost of drawing a step and making its batch, without a model). The model is small, since the
-shape is the point: 3 + 3 layers of width 128. Time is process CPU time, the fastest of several steps; memory is the
-peak of a step above the loaded model (Linux). The exponent is the slope in logarithms over the last doubling of a
-quantity: 1 is linear, 0 does not grow.
+One quantity grows at a time: batch size, target length, vocabulary size, number of tasks with one adapter each, and
+number of examples (the cost of sampling a step and collating its batch, without a model). The model is small: 3 + 3
+layers of width 128. Time is processor time, the fastest of several steps. Memory is the peak of a step above the loaded
+model (Linux). The exponent is the slope on logarithmic axes over the last doubling: 1 is linear, 0 is constant.
 """
 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -25,26 +22,25 @@ from datasets import Dataset
 from datasets.table import InMemoryTable
 from matplotlib.figure import Figure
 
-from multitask_vl.config.schema import BackboneConfig, Config, MixingConfig, TaskConfig, VisualConfig
-from multitask_vl.data.batch import Batch
+from benchmarks.process_memory import peak_of
+from benchmarks.random_steps import RandomSteps
+from multitask_vl.config.schema import BackboneConfig, Config, SamplingConfig, TaskConfig, VisualConfig
 from multitask_vl.data.collate import Collator
 from multitask_vl.data.example_table import FEATURES
 from multitask_vl.data.schedule import Schedule
 from multitask_vl.methods.adapter import AdapterConfig
-from multitask_vl.models.build import build_model
+from multitask_vl.reports.markers import replace_section
 from multitask_vl.reports.table import Column, Table, render
-from multitask_vl.reproduction.parameters import put_between_markers
 from multitask_vl.synthetic.tokenizer import build_tokenizer
 from multitask_vl.tasks.jsonl_vqa import JsonlVQA
-from multitask_vl.training.optim import build_optimizer
 from studies.charts import save
 
-WORDS = ("what", "color", "is", "the", "thing", "on", "left", "?")
+VOCABULARY = ("what", "color", "is", "the", "thing", "on", "left", "?")
 BASE = {"rows": 16, "target": 10, "vocabulary": 4000, "tasks": 1}
 
 
 class Point(NamedTuple):
-    """What one value of a quantity costs: CPU milliseconds, and MiB where measured."""
+    """Cost of one value of a quantity: CPU milliseconds, and MiB if measured."""
 
     value: int
     ms: float
@@ -52,7 +48,7 @@ class Point(NamedTuple):
 
 
 def step_at(rows: int, target: int, vocabulary: int, tasks: int) -> tuple[Callable[[], None], Callable[[], float]]:
-    """A training step of a new model, and its peak memory."""
+    """Functions that train one step of a new model, and that return the peak memory of a step in MiB."""
     names = [f"task{n}" for n in range(tasks)]
     sizes = {
         "d_model": 128, "encoder_layers": 3, "decoder_layers": 3, "encoder_attention_heads": 4,
@@ -65,65 +61,25 @@ def step_at(rows: int, target: int, vocabulary: int, tasks: int) -> tuple[Callab
         tasks={name: TaskConfig() for name in names},
         method=[AdapterConfig(name="adapter", rank=16, sharing="per_task")],
     )
-    model = build_model(config).train()
-    trained = model.trainable()
-    optimizer = build_optimizer(trained, config.training)
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(10, min(1000, vocabulary), (rows, 12), generator=generator)
-    batches = [
-        Batch(
-            task=name,
-            ids=[str(row) for row in range(rows)],
-            input_ids=ids,
-            attention_mask=torch.ones_like(ids),
-            features=torch.randn(rows, 1, 49, 64, generator=generator).half(),
-            labels=torch.randint(10, min(1000, vocabulary), (rows, target), generator=generator),
-            weights=torch.ones(rows),
-        )
-        for name in names
-    ]
-    turn = iter(range(10**9))
-
-    def step() -> None:
-        model(batches[next(turn) % tasks]).mean().backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
-
-    return step, lambda: peak_of(step)
-
-
-def peak_of(step: Callable[[], None]) -> float | None:
-    """Peak MiB of a step above what was there before; None where Linux's /proc is absent."""
-    status, reset = Path("/proc/self/status"), Path("/proc/self/clear_refs")
-    if not reset.exists():
-        return None
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what the allocator holds back would hide a part of the peak
-    reset.write_text("5")
-
-    def mib(name: str) -> float:
-        return int(next(line for line in status.read_text().splitlines() if line.startswith(name)).split()[1]) / 1024
-
-    before = mib("VmRSS")
-    step()
-    return mib("VmHWM") - before
+    steps = RandomSteps(config, rows, input_tokens=12, target_tokens=target, vocabulary=min(1000, vocabulary))
+    return steps.step, lambda: peak_of(steps.step)
 
 
 def grow(quantity: str, values: Sequence[int], repeats: int) -> list[Point]:
-    """Points of one quantity, the others at `BASE`."""
+    """Measure one quantity, with the others at `BASE`."""
     points = []
     for value in values:
         step, peak = step_at(**BASE | {quantity: value})
         for _ in range(BASE["tasks"] if quantity != "tasks" else value):
-            step()  # every task's moments are made
+            step()  # creates the optimizer state of every task
         times = [_cpu_ms(step) for _ in range(repeats)]
         points.append(Point(value, min(times), peak()))
         print(quantity, points[-1], flush=True)
     return points
 
 
-class NoFeatures:
-    """Features of any image: zeros."""
+class ZeroStore:
+    """Feature store that returns zeros for any image."""
 
     def get_many(self, keys: Sequence[str]) -> np.ndarray:
         """[N, 4, 8]."""
@@ -131,32 +87,33 @@ class NoFeatures:
 
 
 def grow_examples(values: Sequence[int], repeats: int, by_length: bool) -> tuple[list[Point], list[Point]]:
-    """Of drawing a step and making its batch of 64, by the number of examples; and of the first draw of a pass."""
-    tokenizer = build_tokenizer(list(WORDS))
+    """Measure the number of examples: sampling and collating a batch of 64, and the first step of an epoch."""
+    tokenizer = build_tokenizer(list(VOCABULARY))
     task = JsonlVQA("pets", JsonlVQA.Config(type="jsonl_vqa"), Path())
     later, first = [], []
     for value in values:
         rng = np.random.default_rng(0)
-        lengths = rng.integers(2, len(WORDS), value)
-        texts = np.array([" ".join(WORDS[:n]) for n in range(len(WORDS))])[lengths]
+        lengths = rng.integers(2, len(VOCABULARY), value)
+        texts = np.array([" ".join(VOCABULARY[:n]) for n in range(len(VOCABULARY))])[lengths]
         names = np.char.mod("%d", np.arange(value))
-        one = pa.array(np.arange(value + 1, dtype=np.int32))
+        offsets = pa.array(np.arange(value + 1, dtype=np.int32))
         columns = {
             "id": pa.array(names),
-            "images": pa.ListArray.from_arrays(one, pa.array(names)),
+            "images": pa.ListArray.from_arrays(offsets, pa.array(names)),
             "text": pa.array(texts),
-            "answers": pa.ListArray.from_arrays(one, pa.array(np.full(value, "left"))),
-            "scores": pa.ListArray.from_arrays(one, pa.array(np.ones(value))),
+            "answers": pa.ListArray.from_arrays(offsets, pa.array(np.full(value, "left"))),
+            "scores": pa.ListArray.from_arrays(offsets, pa.array(np.ones(value))),
             "meta": pa.array(np.full(value, "{}")),
         }
         table = Dataset(InMemoryTable(pa.table(columns).cast(FEATURES.arrow_schema)))
-        collator = Collator(task, table, tokenizer, NoFeatures())
-        schedule = Schedule({"pets": value}, {"pets": 64}, MixingConfig(), 0, {"pets": lengths} if by_length else None)
-        first.append(Point(value, _cpu_ms(lambda s=schedule: s.draw(0)), None))
+        collator = Collator(task, table, tokenizer, ZeroStore())
+        schedule = Schedule(
+            {"pets": value}, {"pets": 64}, SamplingConfig(), 0, {"pets": lengths} if by_length else None
+        )
+        first.append(Point(value, _cpu_ms(lambda s=schedule: s.plan(0)), None))
 
         def step(n: int, schedule: Schedule = schedule, collator: Collator = collator) -> None:
-            draw = schedule.draw(n)
-            collator.training(draw.rows, 0, n)
+            collator.train_batch(schedule.plan(n).rows, 0, n)
 
         step(0)
         later.append(Point(value, min(_cpu_ms(lambda n=n: step(n)) for n in range(1, 1 + 3 * repeats)), None))
@@ -165,11 +122,11 @@ def grow_examples(values: Sequence[int], repeats: int, by_length: bool) -> tuple
 
 
 def exponents(points: Sequence[Point]) -> tuple[float | None, float | None]:
-    """Slopes in logarithms of time and memory over the last two points."""
+    """Slopes of time and memory on logarithmic axes, over the last two points."""
     one, other = points[-2:]
-    steps = math.log(other.value / one.value)
-    memory = math.log(other.mib / one.mib) / steps if one.mib and other.mib else None
-    return math.log(other.ms / one.ms) / steps, memory
+    growth = math.log(other.value / one.value)
+    memory = math.log(other.mib / one.mib) / growth if one.mib and other.mib else None
+    return math.log(other.ms / one.ms) / growth, memory
 
 
 def table_of(series: dict[str, list[Point]], options: argparse.Namespace) -> str:
@@ -187,10 +144,10 @@ def table_of(series: dict[str, list[Point]], options: argparse.Namespace) -> str
                 f"{slopes[1]:.2f}" if slopes[1] is not None else None,
             )
         )
-    names = ("grows", "values", "CPU, ms", "exponent", "memory of a step, MiB", "exponent")
+    names = ("grows", "values", "CPU, ms", "exponent", "step memory, MiB", "exponent")
     base = ", ".join(f"{value:,} {name}" for name, value in BASE.items())
     notes = (
-        f"What does not grow stays at {base}; 12 words, 36 cells, 3 + 3 layers of width 128, dropout 0.1, "
+        f"Constant otherwise: {base}; 12 tokens, 36 visual tokens, 3 + 3 layers of width 128, dropout 0.1, "
         f"{torch.get_num_threads()} thread, fastest of {options.repeats} steps.",
     )
     columns = tuple(Column(name, "text") for name in names)
@@ -198,7 +155,7 @@ def table_of(series: dict[str, list[Point]], options: argparse.Namespace) -> str
 
 
 def plot(series: dict[str, list[Point]], path: Path) -> None:
-    """Time and memory relative to the first value, on logarithmic axes, beside linear growth."""
+    """Plot time and memory relative to the first value on logarithmic axes, with a line for linear growth."""
     figure = Figure(figsize=(13, 2.8), layout="constrained")
     for axes, (name, points) in zip(figure.subplots(1, len(series)), series.items(), strict=True):
         values = [point.value for point in points]
@@ -213,37 +170,36 @@ def plot(series: dict[str, list[Point]], path: Path) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure, print the table, write it between the marks of a page, draw it."""
+    """Measure, print the table, and optionally plot it and write it to a page."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--scale", type=float, default=1.0, help="share of every largest value, to try it out")
-    parser.add_argument("--page", type=Path, help="write the table between its marks in this file")
-    parser.add_argument("--plot", type=Path, help="draw it into this SVG file, beside the page")
+    parser.add_argument("--repeats", type=int, default=5, help="measured steps per value (default: 5)")
+    parser.add_argument("--scale", type=float, default=1.0, help="multiply all sizes by this, to test the benchmark")
+    parser.add_argument("--page", type=Path, help="Markdown page that receives the table between its markers")
+    parser.add_argument("--plot", type=Path, help="SVG file for the plot, in the folder of the page")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
 
-    def values(*all_of_them: int) -> list[int]:
-        return [max(1, int(value * options.scale)) for value in all_of_them]
+    def scaled(*values: int) -> list[int]:
+        return [max(1, int(value * options.scale)) for value in values]
 
     series = {
-        "rows of a batch": grow("rows", values(16, 32, 64, 128), options.repeats),
-        "tokens of a target": grow("target", values(20, 40, 80, 160), options.repeats),
-        "words of the vocabulary": grow("vocabulary", values(8000, 16000, 32000, 64000), options.repeats),
-        "tasks with own adapters": grow("tasks", [1, 2, 4, 8, 16], options.repeats),
+        "batch size": grow("rows", scaled(16, 32, 64, 128), options.repeats),
+        "target length": grow("target", scaled(20, 40, 80, 160), options.repeats),
+        "vocabulary size": grow("vocabulary", scaled(8000, 16000, 32000, 64000), options.repeats),
+        "tasks, one adapter each": grow("tasks", [1, 2, 4, 8, 16], options.repeats),
     }
-    sizes = values(10_000, 100_000, 500_000, 1_000_000, 2_000_000)
-    series["examples: drawing and making a batch"], series["examples: first draw of a pass"] = grow_examples(
-        sizes, options.repeats, by_length=False
-    )
+    sizes = scaled(10_000, 100_000, 500_000, 1_000_000, 2_000_000)
+    later, first = grow_examples(sizes, options.repeats, by_length=False)
+    series |= {"examples: sampling and collating a batch": later, "examples: first step of an epoch": first}
     _, series["the same with group_by_length"] = grow_examples(sizes, options.repeats, by_length=True)
     table = table_of(series, options)
     print(table)
     if options.plot:
         plot(series, options.plot)
-        drawn = "CPU time and memory of a step beside linear growth, each relative to its first value"
-        table += f"\n\n![{drawn}]({options.plot.name})"
+        alt = "CPU time and step memory next to linear growth, each relative to its first value"
+        table += f"\n\n![{alt}]({options.plot.name})"
     if options.page:
-        put_between_markers(options.page, f"\n{table}\n", "growth", "--page")
+        replace_section(options.page, f"\n{table}\n", "growth", "--page")
     return 0
 
 

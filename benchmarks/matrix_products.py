@@ -1,4 +1,4 @@
-"""How long do the matrix products of a piece of work take alone: recorded by shape, stride and type, and redone."""
+"""Time of the matrix products of a computation alone: recorded by shape, stride and dtype, then repeated."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ from collections import Counter
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from multitask_vl.models.kernels.cpu_precision import SLOWER, half_rate
+from multitask_vl.models.kernels.cpu_precision import SLOW_THRESHOLD, low_precision_speedup
 
 aten = torch.ops.aten
-SEEN = {
+OUT_VARIANTS = {
     aten.mm.default: aten.mm.out,
     aten.mm.out: aten.mm.out,
     aten.bmm.default: aten.bmm.out,
     aten.addmm.default: aten.addmm.out,
     aten.baddbmm.default: aten.baddbmm.out,
 }
-"""Operation -> the same one into memory that is there."""
+"""Operation -> its variant that writes to an existing tensor."""
 
 
-class Products(TorchDispatchMode):
-    """While it is entered, matrix products are counted by what they work on; backward passes included."""
+class ProductRecorder(TorchDispatchMode):
+    """Context manager that counts matrix products by their operands, including those of backward passes."""
 
     def __init__(self):
         super().__init__()
-        self.found: Counter = Counter()
+        self.counts: Counter = Counter()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
-        if func in SEEN:
+        if func in OUT_VARIANTS:
             tensors = tuple((tuple(x.shape), x.stride(), x.dtype) for x in args if isinstance(x, torch.Tensor))
-            self.found[SEEN[func], tensors, (tuple(result.shape), result.dtype)] += 1
+            self.counts[OUT_VARIANTS[func], tensors, (tuple(result.shape), result.dtype)] += 1
         return result
 
     def seconds(self, repeats: int = 3) -> float:
-        """The fastest of some repeats of each kind, times how often it occurred."""
+        """Total seconds of the recorded products, each at the fastest of several repeats."""
         total = 0.0
-        for (operation, tensors, (shape, dtype)), count in self.found.items():
-            args = [_like(*one) for one in tensors]
+        for (operation, tensors, (shape, dtype)), count in self.counts.items():
+            args = [_random_like(*one) for one in tensors]
             out = torch.empty(shape, dtype=dtype)
             times = []
             for _ in range(repeats + 1):
@@ -51,17 +51,17 @@ class Products(TorchDispatchMode):
 
 
 def slow_products_note() -> list[str]:
-    """What a table in bfloat16 must say where its products are slower than float32 ones; [] where they are not."""
-    rate = half_rate(torch.bfloat16)
-    if rate > SLOWER:
+    """A note for tables in bfloat16 if this processor multiplies bfloat16 more slowly than float32, else []."""
+    speedup = low_precision_speedup(torch.bfloat16)
+    if speedup > SLOW_THRESHOLD:
         return []
     return [
-        f"On this processor bfloat16 products run at {rate:.2g} times the speed of float32 ones: rows in bf16 tell how "
-        "they compare with each other, not with fp32."
+        f"On this processor bfloat16 products run at {speedup:.2g} times the speed of float32 ones: compare rows in "
+        "bf16 with each other, not with fp32."
     ]
 
 
-def _like(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
-    """Random numbers laid out alike, also where rows share their memory."""
-    needed = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
-    return torch.randn(needed).to(dtype).as_strided(shape, stride)
+def _random_like(shape: tuple[int, ...], stride: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """A random tensor of this layout, including overlapping rows."""
+    numel = 1 + sum((size - 1) * step for size, step in zip(shape, stride, strict=True))
+    return torch.randn(numel).to(dtype).as_strided(shape, stride)

@@ -1,4 +1,4 @@
-"""What do the official annotation files of the four tasks look like at true size? Random text in their layouts."""
+"""Annotation files of the four tasks at their true size: random text in the official layouts."""
 
 from __future__ import annotations
 
@@ -15,54 +15,55 @@ from multitask_vl.data.store.writer import StoreWriter
 
 ROOT = Path(__file__).resolve().parents[1]
 VQA = {"train2014": (443_757, 82_783), "val2014": (214_354, 40_504)}
-"""Part -> its questions and its images."""
+"""Part -> (questions, images)."""
 GQA, GQA_IMAGES = 943_000, 72_140
 NLVR2, NLVR2_PAIRS = 86_373, 51_600
 CAPTIONS = {"train": (413_915, 82_783), "restval": (152_832, 30_504), "val": (25_010, 5_000), "test": (25_010, 5_000)}
-"""Karpathy's split -> its captions and its images."""
-HUMANS = 10
+"""Split of Karpathy's file -> (captions, images)."""
+ANSWERS_PER_QUESTION = 10
 _TEXT = """
     the a is what of in on color are man this how many to there does it people and woman have kind wearing dog that
     cat person his type left right you which made where who red white blue black green brown train bus street table
     food water grass tree plate pizza horse sky building shirt hat ball snow window wall chair sign car truck holding
     sitting standing near behind front small large young old two three four group next field road beach ocean kitchen
     bathroom skateboard frisbee umbrella elephant giraffe zebra sheep surfboard tennis racket baseball player game
-    photo picture animal vehicle yellow orange wooden metal glass computer laptop phone cake sandwich banana apple
+    photo drawing animal vehicle yellow orange wooden metal glass computer laptop phone cake sandwich banana apple
     carrot broccoli bench clock motorcycle bicycle airplane boat kite hydrant parking meter stop traffic light bed
     couch book vase flower scissors teddy bear toothbrush hair toilet sink refrigerator oven microwave spoon bowl cup
     yes no riding walking looking eating playing lying flying parked sunny cloudy night day full empty open closed
 """
-WORDS = tuple(_TEXT.split())
-CELLS, CHANNELS = (1, 1), 8
-"""Of the stub features: what is measured is everything but them."""
+VOCABULARY = tuple(_TEXT.split())
+GRID, CHANNELS = (1, 1), 8
+"""Size of the features, which are tiny because the benchmark measures everything else."""
 _BLOCK = 10_000
 
 
 def write_files(folder: Path, scale: float) -> Path:
-    """Annotation files, a store of zeros for every image, and the configuration of a run over them.
+    """Write annotation files, a store with zeros for every image, and the configuration of a run on them.
 
-    Items are made block by block, so that memory stays small.
+    Items are generated in blocks, so that memory stays small.
 
     Args:
-        scale: share of the true number of images, questions and captions.
+        folder: created if missing.
+        scale: fraction of the true number of images, questions and captions.
 
     Returns:
-        the configuration's file. Its tasks have one split, train.
+        path of the configuration; its tasks have one split, train.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(0)
-    parts = {name: (_scaled(few, scale), _scaled(images, scale)) for name, (few, images) in VQA.items()}
+    parts = {name: (_scaled(questions, scale), _scaled(images, scale)) for name, (questions, images) in VQA.items()}
     ids = rng.permutation(581_930)[: sum(images for _, images in parts.values())].tolist()
     keys: set[str] = set()
     at = 0
     for part, (questions, images) in parts.items():
-        own, at = ids[at : at + images], at + images
-        keys |= {f"COCO_{part}_{image:012d}" for image in own}
+        part_ids, at = ids[at : at + images], at + images
+        keys |= {f"COCO_{part}_{image:012d}" for image in part_ids}
         head = {"data_type": "mscoco", "license": {"name": "none"}, "data_subtype": part}
-        asked = _questions(questions, own, np.random.default_rng([1, questions]))
-        _write(folder / f"{part}_questions.json", {"task_type": "Open-Ended", **head}, "questions", asked)
-        answered = _annotations(questions, own, np.random.default_rng([2, questions]))
-        _write(folder / f"{part}_annotations.json", head, "annotations", answered)
+        items = _questions(questions, part_ids, np.random.default_rng([1, questions]))
+        _write(folder / f"{part}_questions.json", {"task_type": "Open-Ended", **head}, "questions", items)
+        items = _annotations(questions, part_ids, np.random.default_rng([2, questions]))
+        _write(folder / f"{part}_annotations.json", head, "annotations", items)
     keys |= _write_karpathy(folder / "dataset_coco.json", scale, ids)
     keys |= _write_gqa(folder / "train_balanced_questions.json", _scaled(GQA, scale), _scaled(GQA_IMAGES, scale))
     keys |= _write_nlvr2(folder / "nlvr2_train.json", _scaled(NLVR2, scale), _scaled(NLVR2_PAIRS, scale))
@@ -76,28 +77,28 @@ def _scaled(count: int, scale: float) -> int:
 
 
 def _texts(rng: np.random.Generator, count: int, shortest: int, longest: int) -> Iterator[list[str]]:
-    """Texts as lists of words; a few words make up most of a text, as in any language."""
+    """Texts as lists of words, with a skewed word distribution."""
     for start in range(0, count, _BLOCK):
         size = min(_BLOCK, count - start)
         lengths = rng.integers(shortest, longest + 1, size).tolist()
-        drawn = (rng.random((size, longest)) ** 2 * len(WORDS)).astype(int).tolist()
-        for length, row in zip(lengths, drawn, strict=True):
-            yield [WORDS[one] for one in row[:length]]
+        indices = (rng.random((size, longest)) ** 2 * len(VOCABULARY)).astype(int).tolist()
+        for length, row in zip(lengths, indices, strict=True):
+            yield [VOCABULARY[index] for index in row[:length]]
 
 
 def _answers(rng: np.random.Generator, count: int, people: int) -> Iterator[list[str]]:
-    """What some people answer to each of some questions: mostly one thing, now and then a second and a third one."""
+    """Answers of several people to each question: mostly the same, sometimes one of three others."""
     for start in range(0, count, _BLOCK):
         size = min(_BLOCK, count - start)
-        candidates = (rng.random((size, 4)) ** 3 * len(WORDS)).astype(int).tolist()
+        candidates = (rng.random((size, 4)) ** 3 * len(VOCABULARY)).astype(int).tolist()
         chosen = np.searchsorted([0.65, 0.85, 0.95], rng.random((size, people))).tolist()
         for four, row in zip(candidates, chosen, strict=True):
-            texts = (*(WORDS[one] for one in four[:3]), f"{WORDS[four[3]]} {WORDS[four[0]]}")
-            yield [texts[one] for one in row]
+            texts = (*(VOCABULARY[index] for index in four[:3]), f"{VOCABULARY[four[3]]} {VOCABULARY[four[0]]}")
+            yield [texts[index] for index in row]
 
 
 def _write(path: Path, head: dict[str, Any], member: str, items: Iterator[dict]) -> None:
-    """A file on one line, as the official ones are: an object whose last member is a long list."""
+    """Write one line, as the official files do: an object whose last member is a long list."""
     with path.open("w", encoding="utf-8") as file:
         file.write(json.dumps(head)[:-1] + f', "{member}": [')
         for number, item in enumerate(items):
@@ -113,12 +114,12 @@ def _questions(count: int, images: list[int], rng: np.random.Generator) -> Itera
 
 
 def _annotations(count: int, images: list[int], rng: np.random.Generator) -> Iterator[dict]:
-    for number, said in enumerate(_answers(rng, count, HUMANS)):
+    for number, answers in enumerate(_answers(rng, count, ANSWERS_PER_QUESTION)):
         image = images[number % len(images)]
         yield {
             "question_type": "what is the",
-            "multiple_choice_answer": said[0],
-            "answers": [{"answer": a, "answer_confidence": "yes", "answer_id": n + 1} for n, a in enumerate(said)],
+            "multiple_choice_answer": answers[0],
+            "answers": [{"answer": a, "answer_confidence": "yes", "answer_id": n + 1} for n, a in enumerate(answers)],
             "image_id": image,
             "answer_type": "other",
             "question_id": image * 1000 + number // len(images),
@@ -126,8 +127,8 @@ def _annotations(count: int, images: list[int], rng: np.random.Generator) -> Ite
 
 
 def _write_karpathy(path: Path, scale: float, ids: list[int]) -> set[str]:
-    """Images with their captions; returns the keys of those in train and restval."""
-    parts = {name: (_scaled(few, scale), _scaled(images, scale)) for name, (few, images) in CAPTIONS.items()}
+    """Write images with their captions; return the keys of those in train and restval."""
+    parts = {name: (_scaled(captions, scale), _scaled(images, scale)) for name, (captions, images) in CAPTIONS.items()}
     keys = set()
 
     def images() -> Iterator[dict]:
@@ -157,7 +158,7 @@ def _write_karpathy(path: Path, scale: float, ids: list[int]) -> set[str]:
 
 
 def _write_gqa(path: Path, count: int, images: int) -> set[str]:
-    """Questions as GQA has them, programs and all, in one object by id."""
+    """Write GQA questions with their programs, as one object by id; return the image keys."""
     rng = np.random.default_rng(4)
     ids = (2_000_000 + rng.permutation(500_000)[:images]).tolist()
     questions = zip(_texts(rng, count, 5, 13), _answers(np.random.default_rng(5), count, 1), strict=True)
@@ -195,8 +196,8 @@ def _write_nlvr2(path: Path, count: int, pairs: int) -> set[str]:
             pair = number % pairs
             item = {
                 "sentence": " ".join(words).capitalize() + ".",
-                "left_url": f"https://pictures.example/{pair}/left.jpg",
-                "right_url": f"https://pictures.example/{pair}/right.jpg",
+                "left_url": f"https://images.example/{pair}/left.jpg",
+                "right_url": f"https://images.example/{pair}/right.jpg",
                 "synset": words[-1],
                 "query": f"two {words[-1]}0",
                 "label": "True" if number % 2 else "False",
@@ -210,7 +211,7 @@ def _write_nlvr2(path: Path, count: int, pairs: int) -> set[str]:
 def _write_store(path: Path, keys: set[str]) -> None:
     manifest = Manifest(
         encoder="RN101", weights_tag="random:0", weights_sha256=None, image_size=224, resize="squash", mean=(0, 0, 0),
-        std=(1, 1, 1), layer="none", grid=CELLS, dim=CHANNELS,
+        std=(1, 1, 1), layer="none", grid=GRID, dim=CHANNELS,
     )  # fmt: skip
     with StoreWriter(path, manifest, keys) as writer:
         for start in range(0, len(writer.keys), _BLOCK):
@@ -224,15 +225,15 @@ def _configuration(folder: Path) -> dict[str, Any]:
         "data_dir": str(folder),
         "cache_dir": str(folder / "cache"),
         "run_dir": str(folder / "run"),
-        "clip": {"pretrained": None},
+        "vision": {"pretrained": None},
         "visual": {"feature_dim": CHANNELS, "pool": None},
         "method": {"name": "frozen"},
         "features": {"store": "features.h5"},
         "training": {"batch_size": 500},
-        "evaluation": {"during": [], "final": []},
+        "evaluation": {"eval_splits": [], "final_splits": []},
         "tasks": {
             "vqa": {
-                "too_long": "truncate",
+                "overflow": "truncate",
                 "splits": {
                     "train": {
                         "questions": [f"{part}_questions.json" for part in VQA],
@@ -241,9 +242,9 @@ def _configuration(folder: Path) -> dict[str, Any]:
                 },
             },
             "gqa": {
-                "too_long": "truncate", "splits": {"train": {"questions": "train_balanced_questions.json"}},
+                "overflow": "truncate", "splits": {"train": {"questions": "train_balanced_questions.json"}},
             },
             "nlvr2": {"splits": {"train": {"items": "nlvr2_train.json"}}},
-            "coco_caption": {"too_long": "truncate", "splits": {"train": {"captions": "dataset_coco.json"}}},
+            "coco_caption": {"overflow": "truncate", "splits": {"train": {"captions": "dataset_coco.json"}}},
         },
     }  # fmt: skip

@@ -1,4 +1,4 @@
-"""What takes training steps in benchmarks/training.py: the plain ways, ours, and the batches that they all get."""
+"""Cases of benchmarks/training.py: plain implementations, ours, and their batches."""
 
 from __future__ import annotations
 
@@ -11,34 +11,38 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import yaml
+from accelerate import Accelerator
 from transformers.modeling_outputs import BaseModelOutput
 
 from multitask_vl.config import load_config
 from multitask_vl.config.schema import Config
 from multitask_vl.data.batch import Batch
 from multitask_vl.data.collate import Collator
-from multitask_vl.data.example_table import compiled
-from multitask_vl.data.length_groups import BATCHES_SORTED
-from multitask_vl.data.row_lengths import row_lengths
-from multitask_vl.data.schedule import Schedule
+from multitask_vl.data.example_table import load_table
+from multitask_vl.data.length_bucketing import BATCHES_PER_BUCKET
+from multitask_vl.data.length_cache import row_lengths
+from multitask_vl.data.schedule import Schedule, StepPlan
 from multitask_vl.models.build import build_model, load_tokenizer
 from multitask_vl.models.seq2seq import VLSeq2Seq
 from multitask_vl.tasks.build import build_tasks
-from multitask_vl.training.optim import build_optimizer, clip_gradients
+from multitask_vl.training.optim import clip_gradients
+from multitask_vl.training.state import TrainState
+from multitask_vl.training.step import train_step
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+MAX_GRAD_NORM = 5.0
 PADDED = 20
-"""Tokens that the plain way pads to."""
+"""Length that the plain implementation pads texts to."""
 TASKS = {
     "captions": {
         "coco_caption": {
-            "prompt": "caption: ", "max_input_tokens": PADDED, "max_target_tokens": PADDED, "too_long": "truncate",
-            "splits": {"train": {"captions": "coco_captions_text/captions_val2017_part.json.gz", "one_per": "caption"}},
+            "prompt": "caption: ", "max_input_tokens": PADDED, "max_target_tokens": PADDED, "overflow": "truncate",
+            "splits": {"train": {"captions": "coco_captions_text/captions_val2017_part.json.gz", "unit": "caption"}},
         }
     },
     "vqa": {
         "vqa": {
-            "prompt": "vqa: ", "max_input_tokens": PADDED, "max_target_tokens": 10, "too_long": "truncate",
+            "prompt": "vqa: ", "max_input_tokens": PADDED, "max_target_tokens": 10, "overflow": "truncate",
             "splits": {
                 "train": {
                     "questions": "vqav2_60k/vqa_questions_train.json.gz",
@@ -55,18 +59,18 @@ class Kind(NamedTuple):
     """Settings of a case.
 
     Attributes:
-        plain: the library's loss and torch's AdamW; otherwise ours.
-        order: which batches it gets: ``padded``, ``mixed`` (to the longest) or ``grouped`` (by length).
-        precisions: of the tables it stands in.
-        autocast: plain only: under bf16 autocast.
-        micro: ours only: rows of a forward pass.
+        plain: loss of transformers and AdamW of torch; otherwise ours.
+        order: its batches: ``padded``, ``mixed`` (padded to the longest text) or ``grouped`` (by length).
+        precisions: the tables it appears in.
+        autocast: whether the plain implementation runs under bf16 autocast.
+        micro_batch_size: rows per forward pass; ours only.
     """
 
     plain: bool
     order: str
     precisions: tuple[str, ...] = ("fp32", "bf16")
     autocast: bool = False
-    micro: int | None = None
+    micro_batch_size: int | None = None
 
 
 CASES = {
@@ -74,51 +78,53 @@ CASES = {
     "plain, padded to the longest": Kind(True, "mixed", ("fp32",)),
     "plain, padded to 20, bf16 autocast": Kind(True, "padded", ("bf16",), autocast=True),
     "ours": Kind(False, "mixed"),
-    "ours, micro_batch_size 32": Kind(False, "mixed", micro=32),
+    "ours, micro_batch_size 32": Kind(False, "mixed", micro_batch_size=32),
     "ours, group_by_length": Kind(False, "grouped"),
 }
 
 
 class Case:
-    """A model and its optimiser.
+    """A model with its optimizer.
 
     Args:
-        kind: what to do.
-        config: the model's.
-        precision: ``fp32`` or ``bf16``; plain cases take theirs from ``kind``.
+        kind: settings of the case.
+        config: configuration of the model.
+        precision: ``fp32`` or ``bf16``; plain cases use that of ``kind``.
     """
 
     def __init__(self, kind: Kind, config: Config, precision: str):
-        self.plain, self.order, self.micro = kind.plain, kind.order, kind.micro
+        self.plain, self.order = kind.plain, kind.order
         self.precision = precision if not kind.plain else "bf16" if kind.autocast else "fp32"
         self.model = build_model(config).train()
-        self.parameters = self.model.trainable()
+        self.parameters = self.model.trainable_parameters()
         if self.plain:
             settings = config.training
             self.optimizer = torch.optim.AdamW(self.parameters.values(), lr=1e-5, eps=settings.eps)
         else:
-            self.optimizer = build_optimizer(self.parameters, config.training.model_copy(update={"lr": 1e-5}))
             if self.precision == "bf16":
-                self.model.hold_frozen(torch.bfloat16)
+                self.model.cast_frozen(torch.bfloat16)
+            changes = {"lr": 1e-5, "max_grad_norm": MAX_GRAD_NORM, "micro_batch_size": kind.micro_batch_size}
+            config = config.model_copy(update={"training": config.training.model_copy(update=changes)})
+            tasks = build_tasks(config)
+            sizes = dict.fromkeys(tasks, config.training.batch_size)
+            schedule = Schedule(sizes, sizes, config.sampling, config.seed)
+            accelerator = Accelerator(cpu=True, mixed_precision="bf16" if self.precision == "bf16" else "no")
+            self.state = TrainState.create(self.model, tasks, schedule, config, accelerator)
 
     def step(self, batch: Batch) -> None:
-        """Forward, backward, clipping, AdamW."""
+        """Train one step: forward, backward, gradient clipping, AdamW."""
         if self.plain:
             with self._autocast():
                 loss = plain_loss(self.model, batch)
             loss.backward()
+            clip_gradients(self.parameters.values(), MAX_GRAD_NORM)
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
         else:
-            count = (batch.labels != -100).sum()
-            for piece in batch.pieces(self.micro):
-                with self._autocast():
-                    loss = self.model(piece).sum() / count
-                loss.backward()
-        clip_gradients(self.parameters.values(), 5.0)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            train_step(self.state, StepPlan(self.state.step, batch.task, np.arange(len(batch)), 0), batch)
 
     def mean_loss(self, model: VLSeq2Seq, batch: Batch) -> torch.Tensor:
-        """What `step` differentiates."""
+        """The loss that `step` minimizes."""
         with self._autocast():
             return model(batch).sum() / (batch.labels != -100).sum()
 
@@ -127,19 +133,19 @@ class Case:
 
 
 def plain_loss(model: VLSeq2Seq, batch: Batch) -> torch.Tensor:
-    """The library's model with its own loss, over the same joint encoder."""
-    with model.context.of(batch.task):
+    """Loss of the transformers model on the same joint encoder output."""
+    with model.context.task_scope(batch.task):
         encoded = model.encode(batch)
         return model.lm(
-            encoder_outputs=BaseModelOutput(last_hidden_state=encoded.states),
-            attention_mask=encoded.kinds,
+            encoder_outputs=BaseModelOutput(last_hidden_state=encoded.hidden_states),
+            attention_mask=encoded.token_types,
             labels=batch.labels,
             use_cache=False,
         ).loss
 
 
 class RandomStore:
-    """Features of any image: numbers."""
+    """Feature store that returns random features for any image."""
 
     def get_many(self, keys: list[str]) -> np.ndarray:
         """[N, 49, 2048]."""
@@ -147,13 +153,15 @@ class RandomStore:
         return rng.standard_normal((len(keys), 49, 2048), dtype=np.float32).astype(np.float16)
 
 
-def batches_of(texts: str, data: Path, folder: Path, rows: int, count: int) -> tuple[Config, dict[str, list[Batch]]]:
-    """The configuration, and ``count`` batches as each kind of case gets them.
+def make_batches(texts: str, data: Path, folder: Path, rows: int, count: int) -> tuple[Config, dict[str, list[Batch]]]:
+    """The configuration, and ``count`` batches for each `Kind.order`.
 
     Args:
         texts: one of `TASKS`.
-        data: the reference data.
-        folder: for the compiled table.
+        data: folder of the reference data.
+        folder: receives the compiled table.
+        rows: batch size.
+        count: number of batches.
     """
     parts = ["base.yaml", "backbones/bart_base_random.yaml", "vision/rn101_random.yaml", "methods/adapter_single.yaml"]
     settings = {
@@ -162,37 +170,39 @@ def batches_of(texts: str, data: Path, folder: Path, rows: int, count: int) -> t
         "data_dir": str(data),
         "cache_dir": str(folder / "cache"),
         "tasks": TASKS[texts],
-        "evaluation": {"during": [], "final": []},
+        "training": {"batch_size": rows},
+        "evaluation": {"eval_splits": [], "final_splits": []},
     }
     path = folder / "benchmark.yaml"
     path.write_text(yaml.safe_dump(settings))
     config = load_config(path)
     tokenizer = load_tokenizer(config.backbone)
     ((name, task),) = build_tasks(config).items()
-    table = compiled(task, "train", config.cache_dir)
+    table = load_table(task, "train", config.cache_dir)
     collator = Collator(task, table, tokenizer, RandomStore())
     lengths = {name: row_lengths(task, table, tokenizer)}
     mixed, grouped = (
-        Schedule({name: len(table)}, {name: rows}, config.mixing, config.seed, found) for found in (None, lengths)
+        Schedule({name: len(table)}, {name: rows}, config.sampling, config.seed, bucketing)
+        for bucketing in (None, lengths)
     )
     by_length = sorted(
-        (grouped.draw(step) for step in range(BATCHES_SORTED)), key=lambda d: lengths[name][d.rows].mean()
+        (grouped.plan(step) for step in range(BATCHES_PER_BUCKET)), key=lambda plan: lengths[name][plan.rows].mean()
     )
-    spread = [by_length[int((place + 0.5) * len(by_length) / count)] for place in range(count)]
-    got = [collator.training(draw.rows, config.seed, draw.step) for draw in map(mixed.draw, range(count))]
+    selected = [by_length[int((index + 0.5) * len(by_length) / count)] for index in range(count)]
+    batches = [collator.train_batch(plan.rows, config.seed, plan.step) for plan in map(mixed.plan, range(count))]
     return config, {
-        "mixed": got,
-        "padded": [_padded(batch, texts == "captions", tokenizer.pad_token_id) for batch in got],
-        "grouped": [collator.training(draw.rows, config.seed, draw.step) for draw in spread],
+        "mixed": batches,
+        "padded": [_pad(batch, texts == "captions", tokenizer.pad_token_id) for batch in batches],
+        "grouped": [collator.train_batch(plan.rows, config.seed, plan.step) for plan in selected],
     }
 
 
-def _padded(batch: Batch, targets: bool, pad: int) -> Batch:
-    more = PADDED - batch.input_ids.shape[1]
+def _pad(batch: Batch, pad_targets: bool, pad_token_id: int) -> Batch:
+    missing = PADDED - batch.input_ids.shape[1]
     padded = {
-        "input_ids": F.pad(batch.input_ids, (0, more), value=pad),
-        "attention_mask": F.pad(batch.attention_mask, (0, more)),
+        "input_ids": F.pad(batch.input_ids, (0, missing), value=pad_token_id),
+        "attention_mask": F.pad(batch.attention_mask, (0, missing)),
     }
-    if targets:
+    if pad_targets:
         padded["labels"] = F.pad(batch.labels, (0, PADDED - batch.labels.shape[1]), value=-100)
     return dataclasses.replace(batch, **padded)

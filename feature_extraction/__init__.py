@@ -1,1 +1,1 @@
-"""How do images become grid features: image index -> CLIP trunk -> feature store, and looking after such stores."""
+"""Extraction of image features into feature stores, and maintenance of these stores."""

@@ -1,4 +1,4 @@
-"""How do pixels become features: the trunk on its device, in its precision, with the manifest of what it makes."""
+"""Vision encoder on its device, with preprocessing, precision and manifest."""
 
 from __future__ import annotations
 
@@ -11,114 +11,115 @@ from open_clip.modified_resnet import ModifiedResNet
 from torch import nn
 
 from feature_extraction.encoders.fold_batchnorm import fold_batch_norms
-from feature_extraction.images.preprocessing import CONVENTION, INTERPOLATION
-from feature_extraction.vision_encoder import Trunk, load_trunk
-from multitask_vl.config.schema import ClipConfig
+from feature_extraction.images.preprocessing import INTERPOLATION, PREPROCESSING
+from feature_extraction.vision_encoder import VisionEncoder, load_vision_encoder
+from multitask_vl.config.schema import VisionConfig
 from multitask_vl.data.store.manifest import Manifest
 from multitask_vl.errors import InputError
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-class PixelTrunk(nn.Module):
-    """Pixels -> cells: normalise, run the trunk, max-pool if asked.
+class PreprocessedEncoder(nn.Module):
+    """Vision encoder with pixel normalization before it and optional max-pooling after it.
 
     Args:
-        trunk: its batch norms are folded where that is known to be safe.
-        pool: rows and columns to pool the grid to; None: not at all.
+        encoder: the batch norms of CLIP's ResNets are folded into their convolutions.
+        pool: rows and columns to max-pool the grid to; None: no pooling.
     """
 
-    def __init__(self, trunk: Trunk, pool: tuple[int, int] | None = None):
+    def __init__(self, encoder: VisionEncoder, pool: tuple[int, int] | None = None):
         super().__init__()
-        folded = any(isinstance(one, ModifiedResNet) for one in trunk.module.modules())
-        self.trunk = (fold_batch_norms(trunk.module) if folded else trunk.module).to(memory_format=torch.channels_last)
+        foldable = any(isinstance(module, ModifiedResNet) for module in encoder.module.modules())
+        network = fold_batch_norms(encoder.module) if foldable else encoder.module
+        self.encoder = network.to(memory_format=torch.channels_last)
         self.pool = pool
-        # Not buffers: `to(bfloat16)` would round them, and pixels are normalised in float32 at every precision.
-        self.mean = torch.tensor(trunk.mean).view(3, 1, 1)
-        self.std = torch.tensor(trunk.std).view(3, 1, 1)
+        # Not buffers: `to(bfloat16)` would round them, and pixels are normalized in float32 at every precision.
+        self.mean = torch.tensor(encoder.mean).view(3, 1, 1)
+        self.std = torch.tensor(encoder.std).view(3, 1, 1)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Cells before pooling: RGB uint8 [B, 3, S, S] -> [B, rows, columns, D] in the trunk's own dtype."""
-        dtype = next(self.trunk.parameters()).dtype
+        """RGB uint8 [B, 3, S, S] to grid features [B, rows, columns, D] in the encoder's dtype."""
+        dtype = next(self.encoder.parameters()).dtype
         mean, std = self.mean.to(pixels.device), self.std.to(pixels.device)
         images = ((pixels.float() / 255 - mean) / std).to(dtype, memory_format=torch.channels_last)
-        cells = self.trunk(images)
+        grid = self.encoder(images)
         if self.pool is None:
-            return cells
-        return F.adaptive_max_pool2d(cells.permute(0, 3, 1, 2), self.pool).permute(0, 2, 3, 1)
+            return grid
+        return F.adaptive_max_pool2d(grid.permute(0, 3, 1, 2), self.pool).permute(0, 2, 3, 1)
 
 
 class Encoder:
-    """A trunk on its device, with the manifest of what it makes.
+    """Vision encoder on its device, with the manifest of its features.
 
     Attributes:
         manifest: how the features are made.
-        device: where the trunk computes.
-        trunk: pixels -> cells.
+        device: where the encoder computes.
+        model: pixels to grid features, see `PreprocessedEncoder.forward`.
     """
 
-    def __init__(self, trunk: nn.Module, manifest: Manifest, device: torch.device):
+    def __init__(self, model: nn.Module, manifest: Manifest, device: torch.device):
         self.manifest = manifest
         self.device = device
-        self.trunk = trunk
+        self.model = model
 
     def __call__(self, pixels: torch.Tensor) -> np.ndarray:
-        """Features of images, uint8 [B, 3, S, S] -> float16 [B, T, D]; what float16 cannot hold becomes infinite."""
+        """Uint8 [B, 3, S, S] to float16 features [B, T, D]; values beyond the range of float16 become infinite."""
         return self.encode(pixels).cpu().numpy()
 
     @torch.inference_mode()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """As the call, but left on the device: a GPU is still at work on them when this returns."""
-        with _exact() if self.device.type == "cuda" else nullcontext():
-            return self.trunk(pixels.to(self.device, non_blocking=True)).half().flatten(1, 2)
+        """Like the call, but leaves the features on the device; a GPU may still be computing when this returns."""
+        with _deterministic_cudnn() if self.device.type == "cuda" else nullcontext():
+            return self.model(pixels.to(self.device, non_blocking=True)).half().flatten(1, 2)
 
 
-def _exact() -> AbstractContextManager:
-    # TF32 would make fp32 something else on a GPU, and a restart must give the same bits.
+def _deterministic_cudnn() -> AbstractContextManager:
+    # TF32 would change fp32 features, and a resumed extraction must give the same bits.
     return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 def load_encoder(
-    clip: ClipConfig, precision: str = "fp32", device: torch.device | str | None = None, compiled: bool = False
+    vision: VisionConfig, precision: str = "fp32", device: torch.device | str | None = None, compiled: bool = False
 ) -> Encoder:
-    """The encoder of a configuration.
+    """Load the vision encoder of a configuration onto a device.
 
     Args:
-        clip: which trunk, which weights, which square.
-        precision: arithmetic of the trunk: fp32, bf16 or fp16.
-        device: None takes the GPU if there is one.
-        compiled: let torch.compile work on it.
+        vision: the model, its weights and its image size.
+        precision: arithmetic of the encoder: fp32, bf16 or fp16.
+        device: None: the GPU if there is one.
+        compiled: compile the encoder with torch.compile.
 
     Raises:
-        InputError: the model or its weights are unknown or do not fit, or the square cannot be cut into cells.
+        InputError: unknown model or weights, weights that do not fit, or an image size that the model does not accept.
     """
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    trunk = load_trunk(clip)
-    module = PixelTrunk(trunk).to(device, DTYPES[precision])
+    encoder = load_vision_encoder(vision)
+    model = PreprocessedEncoder(encoder).to(device, DTYPES[precision])
     with torch.inference_mode():
-        probe = module(torch.zeros(1, 3, clip.image_size, clip.image_size, dtype=torch.uint8, device=device))
+        probe = model(torch.zeros(1, 3, vision.image_size, vision.image_size, dtype=torch.uint8, device=device))
     rows, columns, dim = probe.shape[1:]
-    if clip.pool is not None and (clip.pool[0] > rows or clip.pool[1] > columns):
+    if vision.pool is not None and (vision.pool[0] > rows or vision.pool[1] > columns):
         raise InputError(
-            f"clip.pool: {clip.pool[0]}x{clip.pool[1]} cells cannot be pooled from a grid of {rows}x{columns}; set "
-            "clip.pool=null"
+            f"vision.pool: {vision.pool[0]}x{vision.pool[1]} cells cannot be pooled from a grid of {rows}x{columns}; "
+            "set vision.pool=null"
         )
-    module.pool = clip.pool
+    model.pool = vision.pool
     manifest = Manifest(
-        encoder=trunk.name,
-        weights_tag=trunk.tag,
-        weights_sha256=trunk.sha256,
-        activation=trunk.activation,
-        image_size=clip.image_size,
-        resize=clip.resize,
+        encoder=encoder.name,
+        weights_tag=encoder.tag,
+        weights_sha256=encoder.sha256,
+        activation=encoder.activation,
+        image_size=vision.image_size,
+        resize=vision.resize,
         interpolation=INTERPOLATION,
-        mean=trunk.mean,
-        std=trunk.std,
-        layer=trunk.layer,
-        pool=clip.pool,
-        grid=clip.pool or (rows, columns),
+        mean=encoder.mean,
+        std=encoder.std,
+        layer=encoder.layer,
+        pool=vision.pool,
+        grid=vision.pool or (rows, columns),
         dim=dim,
         precision=precision,
-        pixels=CONVENTION,
+        pixels=PREPROCESSING,
     )
-    return Encoder(torch.compile(module) if compiled else module, manifest, device)
+    return Encoder(torch.compile(model) if compiled else model, manifest, device)

@@ -1,4 +1,4 @@
-"""Which images could not be read: a list beside the stores, kept by any number of processes."""
+"""List of images that could not be read, next to the store and shared by all processes."""
 
 from __future__ import annotations
 
@@ -8,55 +8,62 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from multitask_vl.errors import InputError
-from multitask_vl.storage.atomic import write_whole
-from multitask_vl.storage.file_lock import WriterLock
+from multitask_vl.storage.atomic import atomic_write
+from multitask_vl.storage.file_lock import FileLock
 
-FAILURES = "failures.jsonl"
+FAILURES_FILE = "failures.jsonl"
 
 
 def record_failures(store: Path, failures: list[dict[str, str]]) -> None:
-    """Put a file's failures into the list beside it, in place of those of its last run; an empty list goes away.
+    """Replace the failures of a store file in the list next to it; an empty list is deleted.
 
     Args:
-        store: the file they belong to.
-        failures: key, path and reason of each.
+        store: the store file that was being filled.
+        failures: key, path and reason of each unreadable image.
     """
-    path = store.with_name(FAILURES)
-    with WriterLock(path, wait=True):
-        others = [line for line in _lines(path) if _entry(line, path)["store"] != store.name]
-        mine = [json.dumps({"store": store.name, **one}, ensure_ascii=False) for one in failures]
-        if others + mine:
-            write_whole(path, "\n".join([*others, *mine, ""]))
+    path = store.with_name(FAILURES_FILE)
+    with FileLock(path, wait=True):
+        others = [line for line in _read_lines(path) if _parse(line, path)["store"] != store.name]
+        added = [json.dumps({"store": store.name, **failure}, ensure_ascii=False) for failure in failures]
+        if others + added:
+            atomic_write(path, "\n".join([*others, *added, ""]))
         else:
             path.unlink(missing_ok=True)
 
 
-def printable(path: str) -> str:
-    """A path in text, the bytes of it that are none as escapes."""
+def printable_path(path: str) -> str:
+    """Return a path with the bytes that are not UTF-8 escaped."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-def recorded_failures(stores: Iterable[Path]) -> dict[str, list[dict[str, str]]]:
-    """The listed failures of files in one folder: file name -> key, path and reason of each."""
+def read_failures(stores: Iterable[Path]) -> dict[str, list[dict[str, str]]]:
+    """Return the recorded failures by name of the store file: key, path and reason of each.
+
+    Args:
+        stores: store files of one folder.
+
+    Raises:
+        InputError: the list was not written by extraction.
+    """
     names = {store.name: store for store in stores}
-    found: dict[str, list[dict[str, str]]] = {name: [] for name in names}
-    for path in {store.with_name(FAILURES) for store in names.values()}:
-        for line in _lines(path):
-            entry = _entry(line, path)
-            if entry["store"] in found:
-                found[entry.pop("store")].append(entry)
-    return found
+    failures: dict[str, list[dict[str, str]]] = {name: [] for name in names}
+    for path in {store.with_name(FAILURES_FILE) for store in names.values()}:
+        for line in _read_lines(path):
+            entry = _parse(line, path)
+            if entry["store"] in failures:
+                failures[entry.pop("store")].append(entry)
+    return failures
 
 
-def _lines(path: Path) -> list[str]:
+def _read_lines(path: Path) -> list[str]:
     try:
-        # not splitlines(), for which a text holds ends of lines that JSON leaves as they are
+        # Not splitlines(): it also splits at characters that JSON does not escape, such as U+2028.
         return [line for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except FileNotFoundError:  # also where another process has just emptied the list
+    except FileNotFoundError:  # also if another process has just deleted it
         return []
 
 
-def _entry(line: str, path: Path) -> dict[str, str]:
+def _parse(line: str, path: Path) -> dict[str, str]:
     try:
         entry = json.loads(line)
         entry["store"], entry["key"]

@@ -1,4 +1,4 @@
-"""How far along is it, how fast, and how long still: the progress bars of extraction and store keeping."""
+"""Progress bars of extraction and store maintenance."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from tqdm import tqdm
 
 
-def bar(*args, **options) -> tqdm:
-    """A tqdm bar on stderr; in a log file it speaks every 20 seconds only, each time being a new line there."""
+def progress_bar(*args, **options) -> tqdm:
+    """Return a tqdm bar on stderr; if stderr is a log file, it adds a line at most every 20 seconds."""
     seconds = 0.5 if os.isatty(2) else 20
     return tqdm(*args, mininterval=seconds, maxinterval=2 * seconds, dynamic_ncols=True, **options)
 
 
-def watch(rows: Iterable, what: str) -> Iterable:
-    """A loop over rows under a bar that goes away at the end; a `multitask_vl.data.store.writer.Watch`."""
-    return bar(rows, desc=what, unit="row", leave=False)
+def progress(rows: Iterable, description: str) -> Iterable:
+    """Wrap rows in a bar that disappears at the end; a `multitask_vl.data.store.progress.ProgressFn`."""
+    return progress_bar(rows, desc=description, unit="row", leave=False)

@@ -1,4 +1,4 @@
-"""What is an encoder: a trunk with frozen weights, and what a manifest says of it."""
+"""Vision encoder with frozen weights and the facts that its manifest records."""
 
 from __future__ import annotations
 
@@ -7,26 +7,26 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from multitask_vl.config.schema import ClipConfig
+from multitask_vl.config.schema import VisionConfig
 from multitask_vl.registry import Registry
 
 POOLED = "pooled"
-DEFAULT_KIND = "open_clip"
+DEFAULT_LIBRARY = "open_clip"
 
 
 @dataclass(frozen=True)
-class Trunk:
-    """A network from pixels to cells, in eval mode, float32, without gradients.
+class VisionEncoder:
+    """Frozen network from normalized images to grid features, in eval mode, float32.
 
     Attributes:
-        module: normalised images [B, 3, S, S] -> cells [B, rows, columns, D]; one cell where they are pooled.
-        name: what the manifest calls the model.
-        tag: what the manifest calls the weights.
-        sha256: of the weights file, or of the tensors where they are random.
+        module: normalized images [B, 3, S, S] to features [B, rows, columns, D]; a 1 x 1 grid if pooled.
+        name: model name in the manifest.
+        tag: name of the weights in the manifest.
+        sha256: of the weights file, or of the tensors if they are random.
         mean: subtracted from RGB in [0, 1].
         std: RGB is divided by this.
-        layer: whose output the cells are; `POOLED` for one vector an image.
-        activation: the non-linearity; None: not known.
+        layer: layer whose output the features are; `POOLED` for one vector per image.
+        activation: activation function; None: unknown.
     """
 
     module: nn.Module
@@ -39,16 +39,16 @@ class Trunk:
     activation: str | None
 
 
-ENCODERS: Registry[Callable[[ClipConfig], Trunk]] = Registry("kind of encoder", "feature_extraction.encoders")
-"""Word before the colon of `clip.model` -> what builds the trunk; a name without such a word is open_clip's."""
+ENCODERS: Registry[Callable[[VisionConfig], VisionEncoder]] = Registry("encoder library", "feature_extraction.encoders")
+"""Prefix of `vision.model` before the colon (default: `DEFAULT_LIBRARY`) -> function that builds the encoder."""
 
 
-def load_trunk(clip: ClipConfig) -> Trunk:
-    """Build the trunk of a configuration and load its weights.
+def load_vision_encoder(vision: VisionConfig) -> VisionEncoder:
+    """Build the vision encoder of a configuration and load its weights.
 
     Raises:
-        InputError: unknown model or weights, weights that do not fit, or a square that the trunk cannot see.
+        InputError: unknown model or weights, weights that do not fit, or an image size that the model does not accept.
     """
-    kind, colon, _ = clip.model.partition(":")
-    known = colon and kind in ENCODERS.names()
-    return ENCODERS.get(kind if known else DEFAULT_KIND)(clip)
+    library, colon, _ = vision.model.partition(":")
+    known = colon and library in ENCODERS.names()
+    return ENCODERS.get(library if known else DEFAULT_LIBRARY)(vision)

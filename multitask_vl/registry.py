@@ -1,4 +1,4 @@
-"""Where do names in YAML become code: one registry a kind, filled by decorators, found by did-you-mean."""
+"""Registries of methods, tasks, routing functions and backbones."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from typing import Generic, TypeVar
 from multitask_vl.errors import InputError
 
 T = TypeVar("T")
-PROGRAMS = {str(folder / "launch") for folder in Path(__file__).resolve().parents[:2]}
-"""Where programs lie: beside the package, or inside an installed one."""
+LAUNCH_DIRS = {str(folder / "launch") for folder in Path(__file__).resolve().parents[:2]}
+"""Where `launch/` can be: next to the package in a checkout, inside it when installed."""
 
 
 class Registry(Generic[T]):
-    """Names of one kind (method, task, routing function, ...) and what they stand for.
+    """Named entries of one kind (methods, tasks, routing functions, ...).
 
-    Built-ins live in ``package``: every module of it is imported at the first look-up, so adding one is adding a file.
-    Outsiders enter by the same decorator from a module named under ``plugins:`` (see `load_plugins`).
+    The built-in entries are in the modules of ``package``, which are imported on the first lookup: a new file is all a
+    new entry needs. Other entries are registered by the modules listed under ``plugins:`` (see `load_plugins`).
 
     Args:
-        kind: the word used in errors, e.g. ``"method"``.
-        package: dotted name of the package that holds the built-ins.
+        kind: what an entry is called in error messages, e.g. ``"method"``.
+        package: dotted name of the package with the built-in entries.
     """
 
     def __init__(self, kind: str, package: str):
@@ -36,32 +36,38 @@ class Registry(Generic[T]):
         self._discovered = False
 
     def register(self, name: str) -> Callable[[T], T]:
-        """Decorator: enter the decorated class or function under ``name``. A name taken by other code is refused."""
+        """Decorator that registers a class or function under ``name``; a name used by other code is an error."""
 
-        def enter(entry: T) -> T:
+        def decorator(entry: T) -> T:
             known = self._entries.get(name)
-            if known is not None and _address(known) != _address(entry):
-                raise InputError(f'{self.kind} "{name}" is registered twice: {_address(known)} and {_address(entry)}')
+            if known is not None and _qualified_name(known) != _qualified_name(entry):
+                raise InputError(
+                    f'{self.kind} "{name}" is registered twice: {_qualified_name(known)} and {_qualified_name(entry)}'
+                )
             self._entries[name] = entry
             return entry
 
-        return enter
+        return decorator
 
     def get(self, name: str) -> T:
-        """What ``name`` stands for; raises InputError with the closest names and the list of all."""
+        """The entry registered under ``name``.
+
+        Raises:
+            InputError: the name is unknown; the message lists similar names and all names.
+        """
         self._discover()
         if name in self._entries:
             return self._entries[name]
-        raise InputError(self.unknown(name))
+        raise InputError(self.unknown_name_message(name))
 
-    def unknown(self, name: object) -> str:
-        """The sentence that tells a user ``name`` is not known, for callers that collect problems."""
+    def unknown_name_message(self, name: object) -> str:
+        """The error message for an unknown name, for callers that collect problems."""
         close = difflib.get_close_matches(str(name), self.names(), n=2, cutoff=0.5)
-        hint = f"; did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+        hint = f"; did you mean {' or '.join(repr(match) for match in close)}?" if close else ""
         return f"unknown {self.kind} {name!r}{hint} (known: {', '.join(self.names())})"
 
     def names(self) -> list[str]:
-        """All known names, sorted."""
+        """All registered names, sorted."""
         self._discover()
         return sorted(self._entries)
 
@@ -74,28 +80,32 @@ class Registry(Generic[T]):
             importlib.import_module(f"{self.package}.{module.name}")
 
 
-def _address(entry: object) -> str:
+def _qualified_name(entry: object) -> str:
     return f"{getattr(entry, '__module__', '?')}.{getattr(entry, '__qualname__', entry)}"
 
 
 METHODS: Registry = Registry("method", "multitask_vl.methods")
+"""Parameter-efficient methods by name: classes with a `Config`."""
 TASKS: Registry = Registry("task", "multitask_vl.tasks")
+"""Tasks by name: subclasses of `multitask_vl.tasks.base.Task`."""
 ROUTING: Registry = Registry("routing function", "multitask_vl.routing")
+"""Routing functions by name: ``function(x_t [B, T, r], x_v [B, S, r]) -> [B, T, r]``."""
 BACKBONES: Registry = Registry("backbone family", "multitask_vl.models.backbones")
+"""Backbone families by name: subclasses of `multitask_vl.models.backbones.base.Backbone`."""
 
 
 def load_plugins(modules: Iterable[str]) -> None:
-    """Import the modules a user names under ``plugins:``; their decorators do the rest.
+    """Import the modules listed under ``plugins:``, whose decorators register their entries.
 
     Raises:
-        InputError: naming every module that cannot be imported or fails while it is, and why.
+        InputError: one line for each module that cannot be imported or fails during the import, with the reason.
     """
-    # `python launch/train_multitask.py` has Python look in launch/ first, where a program may be called as a plugin is
-    sys.path.sort(key=lambda folder: os.path.abspath(folder) in PROGRAMS)
+    # `python launch/train_multitask.py` puts launch/ first on sys.path, where a script may have the name of a plugin
+    sys.path.sort(key=lambda folder: os.path.abspath(folder) in LAUNCH_DIRS)
     problems = []
     for name in modules:
         try:
-            where = getattr(importlib.import_module(name), "__file__", None) or ""
+            file = getattr(importlib.import_module(name), "__file__", None) or ""
         except ImportError as error:
             problems.append(
                 f"plugins: cannot import {name!r}: {error}. Is its folder on PYTHONPATH? Try: python -c 'import {name}'"
@@ -104,11 +114,13 @@ def load_plugins(modules: Iterable[str]) -> None:
         except InputError as error:
             problems += error.problems
             continue
-        except Exception as error:  # whatever a stranger's module raises while it is imported is bad input here
+        except Exception as error:  # anything that user code raises during its import is an input error
             problems.append(f"plugins: {name!r} fails on import: {type(error).__name__}: {error}")
             continue
-        if os.path.abspath(os.path.dirname(where)) in PROGRAMS:
+        if os.path.abspath(os.path.dirname(file)) in LAUNCH_DIRS:
             del sys.modules[name]
-            problems.append(f"plugins: {name!r} is only the program {where}. Is your module's folder on PYTHONPATH?")
+            problems.append(
+                f"plugins: {name!r} is the launch script {file}. Is the folder of your module on PYTHONPATH?"
+            )
     if problems:
         raise InputError(problems)

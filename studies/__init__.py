@@ -1,1 +1,1 @@
-"""Comparisons on the synthetic world: code and recorded runs."""
+"""Comparisons on the synthetic world: code, recorded runs and tables."""

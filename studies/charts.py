@@ -1,4 +1,4 @@
-"""How is a chart of a page under docs/ saved: SVG whose words are words, the same file for the same numbers."""
+"""SVG charts for the pages under docs/."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a chart; returns where."""
-    # without the date and with fixed names inside, the same results give the same file
+    """Write a figure as SVG with selectable text, reproducibly; return the path."""
+    # without the date and with fixed ids, the same results give the same file
     with matplotlib.rc_context({"svg.hashsalt": path.stem, "svg.fonttype": "none"}):
         figure.savefig(path, format="svg", metadata={"Date": None}, facecolor="white")
     return path

@@ -1,4 +1,4 @@
-"""What do the configuration tests load: a plugin with a task, methods and a routing function, and YAMLs that use it."""
+"""Configuration files and a plugin (task, methods, routing function) for the configuration tests."""
 
 import sys
 from collections.abc import Iterator
@@ -21,14 +21,14 @@ class Files(Section):
     keys: list[int] = []
 
 
-class ColourConfig(TaskConfig):
+class ColorConfig(TaskConfig):
     splits: dict[str, Files] = {}
     style: Literal["short", "long"] = "short"
 
 
-@TASKS.register("colours")
-class Colours:
-    Config = ColourConfig
+@TASKS.register("colors")
+class Colors:
+    Config = ColorConfig
 
 
 class ThinConfig(MethodConfig):
@@ -57,45 +57,45 @@ def swirl(x_t, x_v):
 
 RUN = """\
 compose: [base.yaml]
-plugins: [colour_plugin]
+plugins: [color_plugin]
 tasks:
-  colours:
-    prompt: "colour: "
-    splits: {train: {questions: a.json, keys: [1, 2]}, report: {questions: b.json}}
+  colors:
+    prompt: "color: "
+    splits: {train: {questions: a.json, keys: [1, 2]}, test: {questions: b.json}}
   shades:
-    type: colours
+    type: colors
     splits: {train: {questions: c.json}}
 method: {name: thin, rank: 8}
 routing:
-  function: {colours: swirl, shades: none}
-evaluation: {during: [], final: [report]}
+  function: {colors: swirl, shades: none}
+evaluation: {eval_splits: [], final_splits: [test]}
 """
 
 BASE = """\
 seed: 9595
 training:
   lr: 1e-3
-  steps: 100
+  max_steps: 100
 method: {name: thin, scale: 0.5}
 """
 
 
 def config_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A folder with run.yaml, base.yaml and the plugin on the path; it is the current folder, so paths stay short."""
-    for name, text in {"colour_plugin.py": PLUGIN, "run.yaml": RUN, "base.yaml": BASE}.items():
+    """Yield a folder with run.yaml, base.yaml and the plugin; it is on sys.path and is the working directory."""
+    for name, text in {"color_plugin.py": PLUGIN, "run.yaml": RUN, "base.yaml": BASE}.items():
         (tmp_path / name).write_text(text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     yield tmp_path
-    # The registries belong to the whole process: other tests go through all their names.
-    for registry, names in ((TASKS, ["colours"]), (METHODS, ["thin", "thick"]), (ROUTING, ["swirl"])):
+    # registries are global: other tests iterate over their names
+    for registry, names in ((TASKS, ["colors"]), (METHODS, ["thin", "thick"]), (ROUTING, ["swirl"])):
         for name in names:
             registry._entries.pop(name, None)
-    sys.modules.pop("colour_plugin", None)
+    sys.modules.pop("color_plugin", None)
 
 
 def problems_of(*args) -> list[str]:
-    """What `load` complains about."""
+    """The problems that `load` reports."""
     from multitask_vl.config import load
 
     with pytest.raises(InputError) as caught:

@@ -1,77 +1,79 @@
-"""Do two processes give the gradients of one? Run by torchrun; prints a line of JSON: case -> largest differences."""
+"""Compare gradients of two processes with those of one. Run by torchrun; prints JSON: case -> largest differences.
+
+Averaging gradients depends neither on the family nor on routing, which acts on each row separately
+(`test_beams_of_batch_equal_rows_and_unshared`), so DDP is tried with every method and setting on BART and once on the
+other families; FSDP, which shards frozen weights, with every method on every family.
+"""
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from multitask_vl.errors import InputError
-from multitask_vl.models.kernels.fsdp import Sharded
-from multitask_vl.registry import METHODS
-from tests.method_cases import CASES, Case
-from tests.tiny_models import TASKS, loss_of, shaken, tiny_batch
-
-IN_SHARDS = [
-    case for case in CASES if case.routing == (("function", "mm1" if METHODS.get(case.method).routable else "none"),)
-]
-"""Every method and sharing once: what is frozen knows nothing of routing."""
+from multitask_vl.models.kernels.fsdp import FSDPModel
+from tests.method_cases import ALL_METHODS, BART_SETTINGS
+from tests.tiny_models import TASKS, loss_of, perturb, tiny_batch
 
 
-def difference(case: Case, alone: dict[str, torch.Tensor | None], in_shards: bool) -> float | None:
-    """Largest difference between the gradients of two halves of a batch, averaged by the processes, and of the whole.
+def difference(model: nn.Module, expected: dict[str, torch.Tensor | None], sharded: bool) -> float | None:
+    """Largest difference between gradients averaged over two halves of a batch and those of the full batch.
 
-    Relative to the largest gradient of the tensor where that is above 1. A tensor that has a gradient in one of the two
-    and not in the other counts as infinitely different. None for a model that has nothing to put into shards.
+    Relative to the largest gradient of the tensor where that exceeds 1. A tensor that has a gradient in only one of the
+    two counts as infinitely different.
 
     Args:
-        alone: gradients of the whole.
+        expected: gradients of the full batch.
+
+    Returns:
+        None for a model without frozen weights to shard.
     """
-    rank, world = dist.get_rank(), dist.get_world_size()
-    together = shaken(case.model())
-    if in_shards:
+    rank, world_size = dist.get_rank(), dist.get_world_size()
+    if sharded:
         try:
-            wrapped = Sharded(together)
+            wrapped = FSDPModel(model)
         except InputError:
             return None
     else:
         # a step of one task leaves the other tasks' tensors without gradient, as in training
-        wrapped = DistributedDataParallel(together, find_unused_parameters=True)
-    # processes average, these are shares of a sum
-    (wrapped(tiny_batch(TASKS[0], rows=2).rows_slice(rank, rank + 1)).sum() * world).backward()
+        wrapped = DistributedDataParallel(model, find_unused_parameters=True)
+    # processes average gradients; the loss of the full batch is a sum
+    (wrapped(tiny_batch(TASKS[0], rows=2).select(torch.tensor([rank]))).sum() * world_size).backward()
     worst = 0.0
-    for name, parameter in together.trainable().items():
-        own, other = alone[name], parameter.grad
-        if in_shards and other is not None:
+    for name, parameter in model.trainable_parameters().items():
+        own, other = expected[name], parameter.grad
+        if sharded and other is not None:
             dist.all_reduce(other)
-            other /= world
+            other /= world_size
         if (own is None) != (other is None):
-            # what only reaches the other task: no gradient alone, zeros or none where processes agreed on it
+            # parameters of the other task: no gradient in one process, zeros where processes agreed on one
             worst = max(worst, float("inf") if own is not None or other.abs().max() > 0 else 0.0)
         elif own is not None:
             worst = max(worst, float((own - other).abs().max() / own.abs().max().clamp(min=1)))
     return worst
 
 
-def differences(case: Case) -> dict[str, float | None]:
-    """Of plain data parallelism and, for `IN_SHARDS`, with the frozen weights in shards."""
-    model = shaken(case.model())
-    loss_of(model, tiny_batch(TASKS[0], rows=2)).backward()
-    alone = {name: parameter.grad for name, parameter in model.trainable().items()}
-    found = {"data": difference(case, alone, in_shards=False)}
-    return found | ({"shards": difference(case, alone, in_shards=True)} if case in IN_SHARDS else {})
-
-
 def main() -> None:
-    """Every case that lies on this share of the table."""
+    """Compare all cases in this pair of processes."""
     dist.init_process_group("gloo")
     torch.set_num_threads(1)
-    found = {case.label: differences(case) for case in CASES}
+    found = {}
+    for case in BART_SETTINGS:
+        model = perturb(case.model())
+        copies = copy.deepcopy(model), copy.deepcopy(model)
+        loss_of(model, tiny_batch(TASKS[0], rows=2)).backward()
+        expected = {name: parameter.grad for name, parameter in model.trainable_parameters().items()}
+        found[case.label] = {"ddp": difference(copies[0], expected, sharded=False)}
+        if case in ALL_METHODS:
+            found[case.label]["fsdp"] = difference(copies[1], expected, sharded=True)
     if dist.get_rank() == 0:
-        print(json.dumps({"world": dist.get_world_size(), "differences": found}))
+        print(json.dumps({"world_size": dist.get_world_size(), "differences": found}))
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""What do tests of extraction work on: a tiny CLIP ResNet with its weights, and a folder of small pictures."""
+"""Extraction fixtures: a tiny CLIP ResNet with weights, and a folder of small images."""
 
 import functools
 import json
@@ -21,14 +21,14 @@ TINY = {
 DIM, CELLS = 8 * 32, 4
 
 
-def picture(seed: int, width: int = 80, height: int = 48) -> Image.Image:
-    """A picture with coarse coloured blocks, so that every cell differs."""
+def random_image(seed: int, width: int = 80, height: int = 48) -> Image.Image:
+    """Return an image of coarse color blocks, so that every grid cell differs."""
     blocks = np.random.default_rng([seed, 7]).integers(0, 256, (6, 8, 3), dtype=np.uint8)
     return Image.fromarray(blocks).resize((width, height), Image.Resampling.NEAREST)
 
 
 def tiny_weights() -> dict[str, torch.Tensor]:
-    """Weights of a whole CLIP of the sizes `TINY`, lively enough that every cell of a grid says something."""
+    """Return CLIP weights of the sizes in `TINY`, spread enough that every grid cell has distinct features."""
     return {name: tensor.clone() for name, tensor in _tiny_weights().items()}
 
 
@@ -39,7 +39,7 @@ def _tiny_weights() -> dict[str, torch.Tensor]:
         weights = open_clip.CLIP(**TINY).state_dict()
         for name, tensor in weights.items():
             if ".bn" in name or "downsample.1" in name:
-                if name.endswith("weight"):  # open_clip starts the last one of a block at zero: outputs near zero
+                if name.endswith("weight"):  # open_clip initializes the last one of a block to zero
                     tensor.uniform_(2.0, 3.0)
                 elif name.endswith(("bias", "running_mean")):
                     tensor.normal_(0, 0.2)
@@ -49,17 +49,17 @@ def _tiny_weights() -> dict[str, torch.Tensor]:
 
 
 def tiny_config(folder: Path, count: int = 10, **features) -> Config:
-    """A configuration over `count` new pictures in ``images`` and the tiny trunk with `tiny_weights`."""
+    """Return a configuration for `count` new images in ``images`` and the tiny image encoder."""
     (folder / "images" / "more").mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        place = folder / "images" / ("more" if number % 3 == 2 else "")
-        picture(number, 40 + 7 * number).save(place / f"COCO_{number:03d}.{'png' if number % 2 else 'jpg'}")
+        subfolder = folder / "images" / ("more" if number % 3 == 2 else "")
+        random_image(number, 40 + 7 * number).save(subfolder / f"COCO_{number:03d}.{'png' if number % 2 else 'jpg'}")
     (folder / "tiny.json").write_text(json.dumps(TINY))
     save_file(tiny_weights(), folder / "tiny.safetensors")
     return Config.model_validate(
         {
             "data_dir": folder,
-            "clip": {
+            "vision": {
                 "model": str(folder / "tiny.json"),
                 "pretrained": str(folder / "tiny.safetensors"),
                 "image_size": SIDE,

@@ -1,12 +1,11 @@
-"""How is the training program started often and cheaply: each start is a fork of a server that has imported everything.
+"""Many cheap starts of the training program: each is a fork of a server that has imported everything.
 
-What is to happen to a start (a signal, a death inside a write, a loss that is not a number) is done to the child, here.
+The faults of a start (a signal, a crash inside a write, a loss that is not finite) are injected into the child, here.
 """
 
 from __future__ import annotations
 
 import errno
-import functools
 import json
 import multiprocessing
 import os
@@ -29,37 +28,39 @@ from multitask_vl.models.seq2seq import VLSeq2Seq
 from multitask_vl.registry import BACKBONES, METHODS, ROUTING, TASKS
 from multitask_vl.run import provenance
 from tests import tiny_run
+from tests.preload import context_with
 
-provenance.packages = functools.cache(provenance.packages)  # what is installed stays so from one start to the next
-provenance.packages()
+# neither changes between starts
+PACKAGES, GIT_STATE = provenance.packages(), provenance.git_state()
 for registry in (TASKS, METHODS, ROUTING, BACKBONES):
     registry.names()  # imports what is registered
-DISK = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.fsync"}
+DISK_EVENTS = {"open", "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.symlink", "os.fsync"}
 
 
 @dataclass
-class Plan:
-    """What happens to one start.
+class FaultPlan:
+    """Faults of one start.
 
     Attributes:
-        said: file that gets what the program says.
-        signal: what is sent.
-        to_job, to_all: to the processes that load for this one as well; to every process of several.
-        at_start, at_step, at_prediction: when, one of them: now, when this step (or a later one) is fetched, or when a
-            prediction is made after this step was fetched.
-        after_s: so much later, by another process; None: by the process itself, there and then.
-        at_change: (part of a path, n): SIGKILL before the n-th change of the disk at such a path.
-        full_at: likewise, the disk is full there.
-        ids: file that gets a line for every batch that is trained.
-        broken: (task, id): the loss of this example is not a number; of every example where the id is "all".
-        steep: task whose loss is finite and whose gradient is not.
+        log: file that receives the output of the program.
+        signal: signal to send.
+        whole_job, all_ranks: to the data-loading workers as well; to every process of several.
+        at_start, at_step, at_prediction: when, one of them: immediately, when this step (or a later one) is fetched, or
+            at a prediction after this step was fetched.
+        after_s: so much later, by another process; None: immediately, by the process itself.
+        at_change: (part of a path, n): SIGKILL before the n-th change on the disk at such a path.
+        full_at: the same, for a full disk.
+        ids: file that receives one line for every trained batch.
+        nan_loss: (task, id): the loss of this example is not a number; of every example if the id is "all".
+        infinite_grad: task whose loss is finite and whose gradient is not.
+        max_rows: (rank, n): this rank runs out of memory in passes of more than n rows.
         environment: variables of this start.
     """
 
-    said: str
+    log: str
     signal: int = signal.SIGKILL
-    to_job: bool = False
-    to_all: bool = False
+    whole_job: bool = False
+    all_ranks: bool = False
     at_start: bool = False
     at_step: int | None = None
     at_prediction: int | None = None
@@ -67,46 +68,47 @@ class Plan:
     at_change: tuple[str, int] | None = None
     full_at: tuple[str, int] | None = None
     ids: str | None = None
-    broken: tuple[str, str] | None = None
-    steep: str | None = None
+    nan_loss: tuple[str, str] | None = None
+    infinite_grad: str | None = None
+    max_rows: tuple[int, int] | None = None
     environment: dict[str, str] = field(default_factory=dict)
 
 
-def changes(where: str, number: int, act: Callable[[], None]) -> None:
-    """Have ``act`` called before the n-th thing that this process does to the disk at a path with ``where`` in it."""
+def on_disk_change(part: str, number: int, act: Callable[[], None]) -> None:
+    """Call ``act`` before the n-th change that this process makes on the disk at a path containing ``part``."""
     seen = []
 
     def hook(event: str, arguments: tuple) -> None:
-        if event not in DISK or (event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)):
+        if event not in DISK_EVENTS or (event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR)):
             return
-        if where in str(arguments[0]):
+        if part in str(arguments[0]):
             seen.append(event)
             if len(seen) == number:
                 act()
 
     fsync = os.fsync
 
-    def told_fsync(descriptor: int) -> None:
+    def hooked_fsync(descriptor: int) -> None:
         hook("os.fsync", (os.readlink(f"/proc/self/fd/{descriptor}"),))
         fsync(descriptor)
 
-    os.fsync = told_fsync
+    os.fsync = hooked_fsync
     sys.addaudithook(hook)
 
 
 def kill() -> None:
-    """This process ends here."""
+    """Kill this process."""
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def no_room() -> None:
-    """What the system says when a disk is full."""
+def disk_full() -> None:
+    """Raise the error of a full disk."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def _send(number: int, after_s: float | None, to_job: bool) -> None:
+def _send(number: int, after_s: float | None, whole_job: bool) -> None:
     parent = os.getpid()
-    if to_job:
+    if whole_job:
         os.killpg(0, number)
     elif after_s is None:
         os.kill(parent, number)
@@ -117,28 +119,35 @@ def _send(number: int, after_s: float | None, to_job: bool) -> None:
         os._exit(0)
 
 
-def follow(plan: Plan) -> None:
-    """Prepare this process for what is to happen to it."""
+def inject(plan: FaultPlan) -> None:
+    """Prepare this process for its faults."""
     os.environ.update(plan.environment)
-    descriptor = os.open(plan.said, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    provenance.packages, provenance.git_state = lambda: PACKAGES, lambda: GIT_STATE
+    descriptor = os.open(plan.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     if plan.at_change:
-        changes(*plan.at_change, kill)
+        on_disk_change(*plan.at_change, kill)
     if plan.full_at:
-        changes(*plan.full_at, no_room)
-    if plan.to_job:
+        on_disk_change(*plan.full_at, disk_full)
+    if plan.whole_job:
         os.setpgrp()
+    _patch_batches(plan)
+    _patch_losses(plan)
+
+
+def _patch_batches(plan: FaultPlan) -> None:
+    """Record the trained batches and send the signal at a step or a prediction."""
     sent, fetched = [], []
-    training, predicting, forward = Collator.training, Collator.predicting, VLSeq2Seq.forward
+    train_batch, eval_batch = Collator.train_batch, Collator.eval_batch
 
     def send() -> None:
         if not sent:
             sent.append(True)
-            _send(plan.signal, plan.after_s, plan.to_job)
+            _send(plan.signal, plan.after_s, plan.whole_job)
 
-    def watched_training(self, rows, seed, step, offset=0, stride=1):
-        batch = training(self, rows, seed, step, offset, stride)
+    def patched_train_batch(self, rows, seed, step, offset=0, stride=1):
+        batch = train_batch(self, rows, seed, step, offset, stride)
         fetched.append(step)
         if plan.ids:
             with open(plan.ids, "a") as file:
@@ -148,48 +157,50 @@ def follow(plan: Plan) -> None:
             send()
         return batch
 
-    def watched_predicting(self, rows):
-        # a run that goes on from its end fetches nothing before it predicts
+    def patched_eval_batch(self, rows):
+        # a run that resumes from its last step fetches nothing before it predicts
         if plan.at_prediction is not None and (not fetched or fetched[-1] >= plan.at_prediction):
             send()
-        return predicting(self, rows)
+        return eval_batch(self, rows)
 
-    def watched_forward(self, batch):
-        losses = forward(self, batch)
-        if plan.broken and plan.broken[0] == batch.task:
-            bad = [plan.broken[1] in (id_, "all") for id_ in batch.ids]
-            losses = losses.masked_fill(torch.tensor(bad)[:, None], float("nan"))
-        if plan.steep == batch.task:
-            losses = losses + (0 * losses).sum().sqrt()  # 0, with a slope without end
-        return losses
-
-    Collator.training, Collator.predicting, VLSeq2Seq.forward = watched_training, watched_predicting, watched_forward
+    Collator.train_batch, Collator.eval_batch = patched_train_batch, patched_eval_batch
     if plan.at_start:
         send()
 
 
-def _child(words: list[str], plan: Plan) -> None:
+def _patch_losses(plan: FaultPlan) -> None:
+    forward = VLSeq2Seq.forward
+
+    def patched_forward(self, batch):
+        if plan.max_rows and int(os.environ.get("RANK", 0)) == plan.max_rows[0] and len(batch) > plan.max_rows[1]:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        losses = forward(self, batch)
+        if plan.nan_loss and plan.nan_loss[0] == batch.task:
+            bad = [plan.nan_loss[1] in (id_, "all") for id_ in batch.ids]
+            losses = losses.masked_fill(torch.tensor(bad)[:, None], float("nan"))
+        if plan.infinite_grad == batch.task:
+            losses = losses + (0 * losses).sum().sqrt()  # adds 0, whose gradient is infinite
+        return losses
+
+    VLSeq2Seq.forward = patched_forward
+
+
+def _child(arguments: list[str], plan: FaultPlan) -> None:
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # for loaders, as in a program of its own
-    follow(plan)
+    multiprocessing.set_start_method("fork", force=True)  # for data-loading workers, as in a process of its own
+    inject(plan)
     script = tiny_run.ROOT / "launch" / "train_multitask.py"
-    sys.argv = [str(script), *words]
-    sys.exit(runpy.run_path(str(script))["main"]())
+    sys.argv = [str(script), *arguments]
+    runpy.run_path(str(script), run_name="__main__")
 
 
-def _server():
-    os.environ.update(tiny_run.environment())
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.fork_server"])
-    return context
+def start(arguments: list[str], plan: FaultPlan, processes: int = 1) -> list[BaseProcess]:
+    """Start the training program; several processes form a gloo group, as under torchrun.
 
-
-def start(words: list[str], plan: Plan, processes: int = 1) -> list[BaseProcess]:
-    """Start the training program; several processes are a real gloo group, as torchrun makes one.
-
-    A signal of the plan goes to the last process, unless it goes to all. Names of files get the process's number.
+    A signal of the plan goes to the last process, unless it goes to all. The process's rank is appended to file names.
     """
-    context, started, port = _server(), [], _free_port()
+    os.environ.update(tiny_run.environment())
+    context, started, port = context_with(__name__), [], _free_port()
     for rank in range(processes):
         own = plan
         if processes > 1:
@@ -197,19 +208,19 @@ def start(words: list[str], plan: Plan, processes: int = 1) -> list[BaseProcess]
             group |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             own = replace(
                 plan,
-                said=f"{plan.said}.{rank}",
+                log=f"{plan.log}.{rank}",
                 ids=plan.ids and f"{plan.ids}.{rank}",
                 environment=plan.environment | {name: str(value) for name, value in group.items()},
             )
-            if rank < processes - 1 and not plan.to_all:
+            if rank < processes - 1 and not plan.all_ranks:
                 own = replace(own, at_step=None, at_prediction=None, at_start=False)
-        started.append(context.Process(target=_child, args=(words, own)))
+        started.append(context.Process(target=_child, args=(arguments, own)))
         started[-1].start()
     return started
 
 
-def ended(started: list[BaseProcess], within_s: float = 280) -> list[int]:
-    """Exit codes of processes once all have ended; a signal's is negative."""
+def exit_codes(started: list[BaseProcess], within_s: float = 280) -> list[int]:
+    """Return the exit codes of processes once all have ended; a signal's is negative."""
     limit = time.monotonic() + within_s
     for process in started:
         process.join(max(0.1, limit - time.monotonic()))

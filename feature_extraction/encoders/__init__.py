@@ -1,1 +1,1 @@
-"""What makes features of images: one file per kind of encoder (open_clip's towers, timm's trunks, ...)."""
+"""Vision encoders, one file per library."""

@@ -1,4 +1,4 @@
-"""How do open_clip's towers give features: ResNets' grids, transformers' patches, timm trunks, pooled vectors."""
+"""Vision encoders of open_clip: ResNets, vision transformers and timm models."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ from open_clip.timm_model import TimmModel
 from open_clip.transformer import VisionTransformer
 from torch import nn
 
-from feature_extraction.encoders.timm import activations, as_cells, fit_square, not_fetched
-from feature_extraction.encoders.weights import is_torchscript, load_into, read_weights, tensors_sha256
-from feature_extraction.vision_encoder import DEFAULT_KIND, ENCODERS, POOLED, Trunk
+from feature_extraction.encoders.timm import activation_names, download_error, set_image_size, to_grid
+from feature_extraction.encoders.weights import is_torchscript, load_weights, read_weights, tensors_sha256
+from feature_extraction.vision_encoder import DEFAULT_LIBRARY, ENCODERS, POOLED, VisionEncoder
 from multitask_vl.config import locate
-from multitask_vl.config.schema import ClipConfig
-from multitask_vl.data.store.manifest import encoder_name, file_sha256, weights_name
+from multitask_vl.config.schema import VisionConfig
+from multitask_vl.data.store.manifest import encoder_name, weights_name
 from multitask_vl.errors import InputError
+from multitask_vl.storage.hashing import file_sha256
 
-STRIDE = 32
-NO_TEXT = {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}
-"""The smallest text tower: open_clip builds none without, and ours is thrown away."""
+RESNET_STRIDE = 32
+MINIMAL_TEXT_CONFIG = {"context_length": 2, "vocab_size": 2, "width": 8, "heads": 1, "layers": 1}
+"""The smallest text encoder: open_clip does not build a model without one, and ours is discarded."""
 
 
 class ResNetGrid(nn.Module):
-    """Output of `layer4` (after its last ReLU, so >= 0) of CLIP's ResNet; its attention pool is never called."""
+    """Output of `layer4` (after its last ReLU, so >= 0) of CLIP's ResNet; its attention pool is not called."""
 
     layer = "layer4"
 
@@ -45,10 +46,10 @@ class ResNetGrid(nn.Module):
         return hidden.permute(0, 2, 3, 1)
 
 
-class Patches(nn.Module):
+class PatchGrid(nn.Module):
     """Patch tokens of a vision transformer after its last block and norm, without the class token.
 
-    A tower with an attention pool norms behind it, not the patches: those are taken as the last block leaves them.
+    In models with an attention pool the final norm comes after the pool; their patches are not normalized.
     """
 
     def __init__(self, visual: VisionTransformer):
@@ -59,14 +60,14 @@ class Patches(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[B, 3, S, S] -> [B, S / patch, S / patch, D]."""
-        found = self.visual.forward_intermediates(
+        outputs = self.visual.forward_intermediates(
             images, indices=1, normalize_intermediates=self.norm, intermediates_only=True
         )
-        return found["image_intermediates"][-1].permute(0, 2, 3, 1)
+        return outputs["image_intermediates"][-1].permute(0, 2, 3, 1)
 
 
-class TimmCells(nn.Module):
-    """What timm's trunk inside a tower gives before pooling."""
+class TimmGrid(nn.Module):
+    """Output of the timm model inside an open_clip model, before pooling."""
 
     layer = "forward_features"
 
@@ -76,11 +77,11 @@ class TimmCells(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[B, 3, S, S] -> [B, rows, columns, D]."""
-        return as_cells(self.visual.trunk, self.visual.trunk.forward_features(images))
+        return to_grid(self.visual.trunk, self.visual.trunk.forward_features(images))
 
 
-class Pooled(nn.Module):
-    """The tower's own pooled and projected vector, as a grid of one cell."""
+class PooledVector(nn.Module):
+    """The model's pooled and projected vector, as a 1 x 1 grid."""
 
     layer = POOLED
 
@@ -93,133 +94,138 @@ class Pooled(nn.Module):
         return self.visual(images)[:, None, None]
 
 
-GRIDS = {ModifiedResNet: ResNetGrid, VisionTransformer: Patches, TimmModel: TimmCells}
+GRIDS = {ModifiedResNet: ResNetGrid, VisionTransformer: PatchGrid, TimmModel: TimmGrid}
 
 
-@ENCODERS.register(DEFAULT_KIND)
-def open_clip_trunk(clip: ClipConfig) -> Trunk:
-    """A visual tower of open_clip, by the name of its model or the path of its JSON.
+@ENCODERS.register(DEFAULT_LIBRARY)
+def open_clip_encoder(vision: VisionConfig) -> VisionEncoder:
+    """Build the vision encoder of an open_clip model, given by name or by the path of its JSON.
 
-    Only the visual tower is built, so neither time nor memory goes to the text tower; seeded random weights are those
-    open_clip's own `create_model` draws, since it builds this tower first.
+    Only the vision encoder is built. It is built first in open_clip's `create_model` as well, so random weights are the
+    same for the same seed.
+
+    Raises:
+        InputError: unknown model or weights, weights that do not fit, or an image size that the model does not accept.
     """
-    described, preprocess = _describe(clip)
+    model_config, preprocess = _model_config(vision)
     path = None
-    if clip.pretrained is not None:
-        path, tag = _weights_file(clip)
-        preprocess = {**preprocess, **tag}
-        # OpenAI trained with QuickGELU; a model's plain name says GELU, and features would be silently wrong.
-        quick = tag.get("quick_gelu", False) or is_torchscript(path)
-        described = {**described, "quick_gelu": quick or described.get("quick_gelu", False)}
+    if vision.pretrained is not None:
+        path, tag_config = _weights_file(vision)
+        preprocess = {**preprocess, **tag_config}
+        # OpenAI trained with QuickGELU, but a model's plain name stands for GELU: features would be silently wrong.
+        quick = tag_config.get("quick_gelu", False) or is_torchscript(path)
+        model_config = {**model_config, "quick_gelu": quick or model_config.get("quick_gelu", False)}
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(clip.weights_seed)
-        visual = _build(clip, described)
-    ignored = ()
-    if clip.layer == "grid" and isinstance(visual, ModifiedResNet):
-        # The grid is taken before the attention pool, whose positions fit one image size only.
-        visual.attnpool, ignored = None, ("attnpool.",)
+        torch.manual_seed(vision.weights_seed)
+        visual = _build(vision, model_config)
+    unused = ()
+    if vision.output == "grid" and isinstance(visual, ModifiedResNet):
+        # The grid is the input of the attention pool, whose position embeddings fit one image size only.
+        visual.attnpool, unused = None, ("attnpool.",)
     if path is None:
         sha256 = tensors_sha256(visual.state_dict())
     else:
-        tensors = {k: v for k, v in read_weights(path, "visual.").items() if not k.startswith(ignored)}
-        load_into(visual, _resized(visual, tensors), path)
+        tensors = {k: v for k, v in read_weights(path, "visual.").items() if not k.startswith(unused)}
+        load_weights(visual, _resize_position_embeddings(visual, tensors), path)
         sha256 = file_sha256(path)
     if isinstance(visual, TimmModel):
-        fit_square(visual.trunk, clip)
-    module = (GRIDS[type(visual)] if clip.layer == "grid" else Pooled)(visual).eval().requires_grad_(False)
-    return Trunk(
+        set_image_size(visual.trunk, vision)
+    module = (GRIDS[type(visual)] if vision.output == "grid" else PooledVector)(visual).eval().requires_grad_(False)
+    return VisionEncoder(
         module,
-        encoder_name(clip),
-        weights_name(clip),
+        encoder_name(vision),
+        weights_name(vision),
         sha256,
-        mean=tuple(clip.mean or preprocess.get("mean") or open_clip.OPENAI_DATASET_MEAN),
-        std=tuple(clip.std or preprocess.get("std") or open_clip.OPENAI_DATASET_STD),
+        mean=tuple(vision.mean or preprocess.get("mean") or open_clip.OPENAI_DATASET_MEAN),
+        std=tuple(vision.std or preprocess.get("std") or open_clip.OPENAI_DATASET_STD),
         layer=module.layer,
-        activation=activations(visual),
+        activation=activation_names(visual),
     )
 
 
-def _describe(clip: ClipConfig) -> tuple[dict, dict]:
-    """open_clip's description of the model, and what it says of preprocessing."""
-    name = clip.model.removeprefix(f"{DEFAULT_KIND}:")
+def _model_config(vision: VisionConfig) -> tuple[dict, dict]:
+    """Return open_clip's configuration of the model, and its preprocessing (mean, std) if a JSON gives it."""
+    name = vision.model.removeprefix(f"{DEFAULT_LIBRARY}:")
     if not name.endswith(".json"):
-        described = open_clip.get_model_config(name) if name in open_clip.list_models() else None
-        if described is None:
+        model_config = open_clip.get_model_config(name) if name in open_clip.list_models() else None
+        if model_config is None:
             close = difflib.get_close_matches(name, open_clip.list_models(), n=3)
             hint = f"; did you mean {' or '.join(close)}?" if close else "."
             raise InputError(
-                f"clip.model: {name!r} is no open_clip model{hint} A model of your own is the path of a .json; other "
-                f"kinds are named by a word before a colon ({', '.join(ENCODERS.names())})"
+                f"vision.model: {name!r} is not an open_clip model{hint} A custom model is the path of a .json; models "
+                f"of other libraries are written LIBRARY:NAME (libraries: {', '.join(ENCODERS.names())})"
             )
-        return described, {}
+        return model_config, {}
     path = Path(locate(name))
     try:
-        found = json.loads(path.read_text())
-        preprocess, found = found.get("preprocess_cfg", {}), found.get("model_cfg", found)
-        found["vision_cfg"].keys(), found["embed_dim"]
+        content = json.loads(path.read_text())
+        preprocess, model_config = content.get("preprocess_cfg", {}), content.get("model_cfg", content)
+        model_config["vision_cfg"].keys(), model_config["embed_dim"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"clip.model: {path} is no open_clip model configuration ({type(error).__name__}: {error})"
+            f"vision.model: {path} is not an open_clip model configuration ({type(error).__name__}: {error})"
         ) from error
-    return found, preprocess
+    return model_config, preprocess
 
 
-def _build(clip: ClipConfig, described: dict) -> nn.Module:
-    vision = {**described["vision_cfg"], "timm_model_pretrained": False, "patch_dropout": 0.0}
-    resnet = isinstance(vision.get("layers"), list) and not vision.get("timm_model_name")
-    own = vision.get("image_size", 224)
-    if resnet and clip.layer == "grid":
-        _whole_cells(clip, STRIDE)
-    elif resnet and clip.image_size != own:
+def _build(vision: VisionConfig, model_config: dict) -> nn.Module:
+    vision_cfg = {**model_config["vision_cfg"], "timm_model_pretrained": False, "patch_dropout": 0.0}
+    resnet = isinstance(vision_cfg.get("layers"), list) and not vision_cfg.get("timm_model_name")
+    default_size = vision_cfg.get("image_size", 224)
+    if resnet and vision.output == "grid":
+        _check_divisible(vision, RESNET_STRIDE)
+    elif resnet and vision.image_size != default_size:
         raise InputError(
-            f"clip.image_size: the attention pool of {clip.model} sees {own} pixels only, not {clip.image_size}; set "
-            f"clip.image_size={own}, or clip.layer=grid"
+            f"vision.image_size: the attention pool of {vision.model} accepts {default_size} pixels only, not "
+            f"{vision.image_size}; set vision.image_size={default_size}, or vision.output=grid"
         )
-    elif not vision.get("timm_model_name"):
-        patch = vision.get("patch_size", 16)
-        _whole_cells(clip, *(patch if isinstance(patch, list) else [patch]))
-        vision["image_size"] = clip.image_size
+    elif not vision_cfg.get("timm_model_name"):
+        patch = vision_cfg.get("patch_size", 16)
+        _check_divisible(vision, *(patch if isinstance(patch, list) else [patch]))
+        vision_cfg["image_size"] = vision.image_size
+    quick_gelu = bool(model_config.get("quick_gelu"))
     try:
-        return open_clip.CLIP(described["embed_dim"], vision, NO_TEXT, bool(described.get("quick_gelu"))).visual
+        return open_clip.CLIP(model_config["embed_dim"], vision_cfg, MINIMAL_TEXT_CONFIG, quick_gelu).visual
     except (TypeError, ValueError, RuntimeError, ZeroDivisionError, AssertionError) as error:
-        raise InputError(f"clip.model: {clip.model} describes no tower that can be built ({error})") from error
+        raise InputError(f"vision.model: the vision encoder of {vision.model} cannot be built ({error})") from error
 
 
-def _whole_cells(clip: ClipConfig, *sides: int) -> None:
-    for side in sides:
-        if isinstance(side, int) and side > 0 and clip.image_size % side:
-            near = max(side, round(clip.image_size / side) * side)
+def _check_divisible(vision: VisionConfig, *divisors: int) -> None:
+    for divisor in divisors:
+        if isinstance(divisor, int) and divisor > 0 and vision.image_size % divisor:
+            nearest = max(divisor, round(vision.image_size / divisor) * divisor)
             raise InputError(
-                f"clip.image_size: {clip.image_size} is not a multiple of {side}, so the right and lower border would "
-                f"be lost; try {near}"
+                f"vision.image_size: {vision.image_size} is not a multiple of {divisor}, so the right and lower border "
+                f"would be lost; try {nearest}"
             )
 
 
-def _weights_file(clip: ClipConfig) -> tuple[Path, dict]:
-    """The local file of `clip.pretrained`, fetched if it is a tag, and what open_clip says of such weights."""
-    path, name = Path(locate(clip.pretrained)), clip.model.removeprefix(f"{DEFAULT_KIND}:")
-    known = open_clip.list_pretrained_tags_by_model(name)
+def _weights_file(vision: VisionConfig) -> tuple[Path, dict]:
+    """Return the local file of `vision.pretrained`, downloaded if it is a tag, and open_clip's settings of the tag."""
+    path, name = Path(locate(vision.pretrained)), vision.model.removeprefix(f"{DEFAULT_LIBRARY}:")
+    tags = open_clip.list_pretrained_tags_by_model(name)
     if path.is_file():
-        # A file has no tag; where all weights of a model want the same mean and std (SigLIP's), so will these.
-        tags = [open_clip.get_pretrained_cfg(name, tag) for tag in known]
-        agreed = {key for key in tags[0] if all(one.get(key) == tags[0][key] for one in tags)} if tags else set()
-        return path, {key: tags[0][key] for key in ("mean", "std", "quick_gelu") if key in agreed}
-    tag = open_clip.get_pretrained_cfg(name, clip.pretrained)
-    if not tag:
+        # A file has no tag; if all tags of a model share mean and std (as SigLIP's do), the file gets them too.
+        configs = [open_clip.get_pretrained_cfg(name, tag) for tag in tags]
+        first = configs[0] if configs else {}
+        shared = {key for key in first if all(config.get(key) == first[key] for config in configs)}
+        return path, {key: first[key] for key in ("mean", "std", "quick_gelu") if key in shared}
+    tag_config = open_clip.get_pretrained_cfg(name, vision.pretrained)
+    if not tag_config:
         raise InputError(
-            f"clip.pretrained: {clip.pretrained!r} is neither a file nor a weights tag of {name} (tags: "
-            f"{', '.join(known) or 'none'})"
+            f"vision.pretrained: {vision.pretrained!r} is neither a file nor a weights tag of {name} (tags: "
+            f"{', '.join(tags) or 'none'})"
         )
     try:
-        return Path(open_clip.download_pretrained(tag)), tag
-    except Exception as error:  # whatever the hub's client or the network comes up with
-        raise not_fetched(clip, error) from error
+        return Path(open_clip.download_pretrained(tag_config)), tag_config
+    except Exception as error:  # any error of the hub's client or the network
+        raise download_error(vision, error) from error
 
 
-def _resized(visual: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A transformer's position embeddings, resized where its square is not the one the weights were trained on."""
+def _resize_position_embeddings(visual: nn.Module, tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Resize a transformer's position embeddings if the image size differs from that of the weights."""
     if not isinstance(visual, VisionTransformer):
         return tensors
-    named = {f"visual.{name}": one for name, one in tensors.items()}
-    resize_pos_embed(named, SimpleNamespace(visual=visual))
-    return {name.removeprefix("visual."): one for name, one in named.items()}
+    prefixed = {f"visual.{name}": tensor for name, tensor in tensors.items()}
+    resize_pos_embed(prefixed, SimpleNamespace(visual=visual))
+    return {name.removeprefix("visual."): tensor for name, tensor in prefixed.items()}

@@ -1,4 +1,4 @@
-"""How do timm's trunks give features: ``timm:efficientnet_lite0`` and every other name that timm knows."""
+"""Vision encoders of timm, ``timm:NAME``, and what open_clip's timm models share with them."""
 
 from __future__ import annotations
 
@@ -12,132 +12,149 @@ from huggingface_hub import hf_hub_download
 from timm.data import resolve_model_data_config
 from torch import nn
 
-from feature_extraction.encoders.weights import load_into, read_weights, tensors_sha256
-from feature_extraction.vision_encoder import ENCODERS, POOLED, Trunk
+from feature_extraction.encoders.weights import load_weights, read_weights, tensors_sha256
+from feature_extraction.vision_encoder import ENCODERS, POOLED, VisionEncoder
 from multitask_vl.config import locate
-from multitask_vl.config.schema import ClipConfig
-from multitask_vl.data.store.manifest import encoder_name, file_sha256, weights_name
+from multitask_vl.config.schema import VisionConfig
+from multitask_vl.data.store.manifest import encoder_name, weights_name
 from multitask_vl.errors import InputError
+from multitask_vl.storage.hashing import file_sha256
 
-KIND = "timm"
+LIBRARY = "timm"
 
 
-class Cells(nn.Module):
-    """A trunk up to its pooling, or its pooled vector before the classifier."""
+class TimmEncoder(nn.Module):
+    """A timm model up to its pooling, or up to its pooled vector before the classifier.
 
-    def __init__(self, trunk: nn.Module, layer: str):
+    Args:
+        model: created with ``num_classes=0``.
+        output: ``grid`` or ``pooled``.
+    """
+
+    def __init__(self, model: nn.Module, output: str):
         super().__init__()
-        self.trunk = trunk
-        self.layer = "forward_features" if layer == "grid" else POOLED
+        self.model = model
+        self.layer = "forward_features" if output == "grid" else POOLED
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """[B, 3, S, S] -> [B, rows, columns, D]."""
-        features = self.trunk.forward_features(images)
+        features = self.model.forward_features(images)
         if self.layer == POOLED:
-            return self.trunk.forward_head(features, pre_logits=True)[:, None, None]
-        return as_cells(self.trunk, features)
+            return self.model.forward_head(features, pre_logits=True)[:, None, None]
+        return to_grid(self.model, features)
 
 
-@ENCODERS.register(KIND)
-def timm_trunk(clip: ClipConfig) -> Trunk:
-    """A trunk of timm with weights by seed, by path or by tag; mean and std are timm's own for it unless set."""
-    name = clip.model.removeprefix(f"{KIND}:")
+@ENCODERS.register(LIBRARY)
+def timm_encoder(vision: VisionConfig) -> VisionEncoder:
+    """Build a timm model with random weights, or weights from a path or a tag; mean and std default to timm's.
+
+    Raises:
+        InputError: unknown model or weights, or weights that do not fit.
+    """
+    name = vision.model.removeprefix(f"{LIBRARY}:")
     if not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), n=3)
+        close = " or ".join(difflib.get_close_matches(name, timm.list_models(), n=3))
         raise InputError(
-            f"clip.model: {name!r} is no timm model; did you mean {' or '.join(close) or 'one of timm.list_models()'}?"
+            f"vision.model: {name!r} is not a timm model; did you mean {close or 'one of timm.list_models()'}?"
         )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(clip.weights_seed)
-        trunk = timm.create_model(name, pretrained=False, num_classes=0)
-    if clip.pretrained is None:
-        sha256 = tensors_sha256(trunk.state_dict())
+        torch.manual_seed(vision.weights_seed)
+        model = timm.create_model(name, pretrained=False, num_classes=0)
+    if vision.pretrained is None:
+        sha256 = tensors_sha256(model.state_dict())
     else:
-        path = _weights_file(clip, name)
-        heads = trunk.pretrained_cfg.get("classifier") or ()
+        path = _weights_file(vision, name)
+        heads = model.pretrained_cfg.get("classifier") or ()
         heads = tuple(f"{head}." for head in ([heads] if isinstance(heads, str) else heads))
-        load_into(trunk, {k: v for k, v in read_weights(path).items() if not k.startswith(heads)}, path)
+        load_weights(model, {k: v for k, v in read_weights(path).items() if not k.startswith(heads)}, path)
         sha256 = file_sha256(path)
-    fit_square(trunk, clip)
-    expected = resolve_model_data_config(trunk)
-    module = Cells(trunk, clip.layer).eval().requires_grad_(False)
-    return Trunk(
+    set_image_size(model, vision)
+    defaults = resolve_model_data_config(model)
+    module = TimmEncoder(model, vision.output).eval().requires_grad_(False)
+    return VisionEncoder(
         module,
-        encoder_name(clip),
-        weights_name(clip),
+        encoder_name(vision),
+        weights_name(vision),
         sha256,
-        mean=tuple(clip.mean or expected["mean"]),
-        std=tuple(clip.std or expected["std"]),
+        mean=tuple(vision.mean or defaults["mean"]),
+        std=tuple(vision.std or defaults["std"]),
         layer=module.layer,
-        activation=activations(trunk),
+        activation=activation_names(model),
     )
 
 
-def as_cells(trunk: nn.Module, features: torch.Tensor) -> torch.Tensor:
-    """What `forward_features` gives, in whatever form, as cells [B, rows, columns, D].
+def to_grid(model: nn.Module, features: torch.Tensor) -> torch.Tensor:
+    """Reshape the output of ``forward_features`` to a grid [B, rows, columns, D].
+
+    Accepts NCHW and NHWC maps and square token sequences, with prefix tokens dropped.
 
     Raises:
-        InputError: a trunk of another form, without a grid.
+        InputError: the output is not a square grid.
     """
     if features.ndim == 4:
-        return features if getattr(trunk, "output_fmt", None) == "NHWC" else features.permute(0, 2, 3, 1)
-    cells = features[:, getattr(trunk, "num_prefix_tokens", 0) :] if features.ndim == 3 else features
-    side = math.isqrt(cells.shape[1])
-    if cells.ndim != 3 or side * side != cells.shape[1]:
+        return features if getattr(model, "output_fmt", None) == "NHWC" else features.permute(0, 2, 3, 1)
+    tokens = features[:, getattr(model, "num_prefix_tokens", 0) :] if features.ndim == 3 else features
+    side = math.isqrt(tokens.shape[1])
+    if tokens.ndim != 3 or side * side != tokens.shape[1]:
         raise InputError(
-            f"clip.model: {type(trunk).__name__} gives no square grid (shape {list(features.shape)}); take its pooled "
-            "vector: clip.layer=pooled"
+            f"vision.model: the output of {type(model).__name__} is not a square grid (shape {list(features.shape)}); "
+            "use its pooled vector: vision.output=pooled"
         )
-    return cells.unflatten(1, (side, side))
+    return tokens.unflatten(1, (side, side))
 
 
-def fit_square(trunk: nn.Module, clip: ClipConfig) -> None:
-    """Make a trunk with positions see squares of `clip.image_size`; those loaded before are resampled."""
-    own = trunk.pretrained_cfg.get("input_size", (3, clip.image_size))[-1]
-    if own == clip.image_size or not hasattr(trunk, "set_input_size"):
+def set_image_size(model: nn.Module, vision: VisionConfig) -> None:
+    """Resample a timm model's position embeddings to `vision.image_size`; models without them accept any size.
+
+    Raises:
+        InputError: the model does not accept this size.
+    """
+    default = model.pretrained_cfg.get("input_size", (3, vision.image_size))[-1]
+    if default == vision.image_size or not hasattr(model, "set_input_size"):
         return
     try:
-        trunk.set_input_size(clip.image_size)
+        model.set_input_size(vision.image_size)
     except (AssertionError, ValueError, RuntimeError) as error:
         raise InputError(
-            f"clip.image_size: {clip.model} cannot see squares of {clip.image_size} ({error}); its own are {own}"
+            f"vision.image_size: {vision.model} does not accept {vision.image_size} pixels ({error}); set "
+            f"vision.image_size={default}"
         ) from error
 
 
-def activations(module: nn.Module) -> str | None:
-    """The non-linearities inside a trunk by name, such as ``relu6``; None where it has none as modules."""
+def activation_names(module: nn.Module) -> str | None:
+    """Return the activation functions among the submodules, such as ``relu6``; None: there are none."""
     names = {
-        type(one).__name__.lower()
-        for one in module.modules()
-        if type(one).__module__ in ("torch.nn.modules.activation", "timm.layers.activations", "open_clip.transformer")
-        and "attention" not in type(one).__name__.lower()
-        and not list(one.children())
-        and not list(one.parameters(recurse=False))
+        type(child).__name__.lower()
+        for child in module.modules()
+        if type(child).__module__ in ("torch.nn.modules.activation", "timm.layers.activations", "open_clip.transformer")
+        and "attention" not in type(child).__name__.lower()
+        and not list(child.children())
+        and not list(child.parameters(recurse=False))
     }
     return ", ".join(sorted(names)) or None
 
 
-def not_fetched(clip: ClipConfig, error: Exception) -> InputError:
-    """The sentence about weights that the network did not give."""
+def download_error(vision: VisionConfig, error: Exception) -> InputError:
+    """Return the error to raise if weights cannot be downloaded."""
     return InputError(
-        f"clip.pretrained: the weights {clip.pretrained!r} of {clip.model} cannot be fetched "
-        f"({type(error).__name__}: {error}). Fetch them where there is a network and give their path: "
-        "clip.pretrained=PATH"
+        f"vision.pretrained: the weights {vision.pretrained!r} of {vision.model} cannot be downloaded "
+        f"({type(error).__name__}: {error}). Download them on a machine with network access and set their path: "
+        "vision.pretrained=PATH"
     )
 
 
-def _weights_file(clip: ClipConfig, name: str) -> Path:
-    path = Path(locate(clip.pretrained))
+def _weights_file(vision: VisionConfig, name: str) -> Path:
+    path = Path(locate(vision.pretrained))
     if path.is_file():
         return path
-    tagged = {one.partition(".")[2]: one for one in timm.list_pretrained(f"{name.partition('.')[0]}.*")}
-    if clip.pretrained not in tagged:
+    models = {each.partition(".")[2]: each for each in timm.list_pretrained(f"{name.partition('.')[0]}.*")}
+    if vision.pretrained not in models:
         raise InputError(
-            f"clip.pretrained: {clip.pretrained!r} is neither a file nor a weights tag of {name} (tags: "
-            f"{', '.join(tagged) or 'none'})"
+            f"vision.pretrained: {vision.pretrained!r} is neither a file nor a weights tag of {name} (tags: "
+            f"{', '.join(models) or 'none'})"
         )
     try:
-        hub = timm.get_pretrained_cfg(tagged[clip.pretrained]).hf_hub_id
-        return Path(hf_hub_download(hub, "model.safetensors"))
-    except Exception as error:  # whatever the hub's client or the network comes up with
-        raise not_fetched(clip, error) from error
+        repo_id = timm.get_pretrained_cfg(models[vision.pretrained]).hf_hub_id
+        return Path(hf_hub_download(repo_id, "model.safetensors"))
+    except Exception as error:  # any error of the hub's client or the network
+        raise download_error(vision, error) from error

@@ -1,4 +1,4 @@
-"""Which numbers are in a weights file, do they fit the trunk, and how are they told from others?"""
+"""Reading, loading and hashing of encoder weights."""
 
 from __future__ import annotations
 
@@ -14,15 +14,19 @@ from torch import nn
 from multitask_vl.errors import InputError
 
 
-def read_weights(path: Path, tower: str = "") -> dict[str, torch.Tensor]:
-    """The tensors of a weights file, by their names in the trunk.
+def read_weights(path: Path, prefix: str = "") -> dict[str, torch.Tensor]:
+    """Read the tensors of a weights file by their names in the encoder; no code in the file is executed.
 
-    Takes safetensors, plain state dicts (also inside `state_dict`, also with `module.` before the names) and OpenAI's
-    TorchScript archives. Nothing in the file is executed.
+    Reads safetensors, plain state dicts (also inside ``state_dict``, also with ``module.`` before the names) and
+    OpenAI's TorchScript archives.
 
     Args:
         path: the file.
-        tower: where the names of a whole model begin with this (``visual.``), only these are taken, without it.
+        prefix: if any name begins with it (``visual.`` in a complete CLIP), only those tensors are returned, without
+            the prefix.
+
+    Raises:
+        InputError: the file cannot be read or is not a state dict.
     """
     try:
         if path.suffix == ".safetensors":
@@ -31,46 +35,46 @@ def read_weights(path: Path, tower: str = "") -> dict[str, torch.Tensor]:
             tensors = torch.jit.load(path, map_location="cpu").state_dict()
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # on files that hold something else torch's reader raises nearly every type there is
-        first = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"{path}: cannot be read as weights ({first})") from error
+    except Exception as error:  # torch raises almost any type on files with other content
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"{path}: cannot be read as weights ({reason})") from error
     if isinstance(tensors, dict):
         tensors = tensors.get("state_dict", tensors)
-    named = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
-    if not named or not all(isinstance(one, torch.Tensor) for one in tensors.values()):
+    has_names = isinstance(tensors, dict) and all(isinstance(name, str) for name in tensors)
+    if not has_names or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise InputError(f"{path}: not a state dict (names -> tensors)")
     plain = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-    whole = tower and any(name.startswith(tower) for name in plain)
-    return {k.removeprefix(tower): v for k, v in plain.items() if not whole or k.startswith(tower)}
+    prefixed = prefix and any(name.startswith(prefix) for name in plain)
+    return {k.removeprefix(prefix): v for k, v in plain.items() if not prefixed or k.startswith(prefix)}
 
 
-def load_into(module: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    """Put tensors into a module.
+def load_weights(module: nn.Module, tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Load tensors into a module; only batch counters (``num_batches_tracked``) may be missing.
 
     Raises:
-        InputError: names or shapes differ; says how many and the first. Counters of batches may be absent.
+        InputError: names or shapes differ; states how many and the first.
     """
-    wanted = module.state_dict()
-    needed = {name for name in wanted if not name.endswith("num_batches_tracked")}
+    expected = module.state_dict()
+    required = {name for name in expected if not name.endswith("num_batches_tracked")}
     problems = [
-        *(f"lacks {name}" for name in sorted(needed - tensors.keys())),
-        *(f"has {name}, which the model has not" for name in sorted(tensors.keys() - wanted.keys())),
+        *(f"lacks {name}" for name in sorted(required - tensors.keys())),
+        *(f"has {name}, which the model does not have" for name in sorted(tensors.keys() - expected.keys())),
         *(
-            f"{name} is {tuple(tensors[name].shape)}, not {tuple(wanted[name].shape)}"
-            for name in sorted(needed & tensors.keys())
-            if tensors[name].shape != wanted[name].shape
+            f"{name} has shape {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
+            for name in sorted(required & tensors.keys())
+            if tensors[name].shape != expected[name].shape
         ),
     ]
     if problems:
         raise InputError(
-            f"clip.pretrained: {path} does not fit clip.model: {len(problems)} tensors differ (first: it "
-            f"{problems[0]}); name the model these weights belong to"
+            f"vision.pretrained: {path} does not fit vision.model: {len(problems)} tensors differ (first: "
+            f"{problems[0]}); set vision.model to the model these weights belong to"
         )
-    module.load_state_dict({**wanted, **tensors})
+    module.load_state_dict({**expected, **tensors})
 
 
 def is_torchscript(path: Path) -> bool:
-    """Is a file a TorchScript archive, as OpenAI published its weights?"""
+    """Return whether a file is a TorchScript archive, the format of OpenAI's CLIP weights."""
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:
@@ -78,7 +82,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def tensors_sha256(tensors: Mapping[str, torch.Tensor]) -> str:
-    """Hexadecimal SHA-256 of tensors, their names and shapes."""
+    """Return the hexadecimal SHA-256 of tensors, their names and shapes."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tuple(tensors[name].shape)} ".encode())

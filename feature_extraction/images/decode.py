@@ -1,4 +1,4 @@
-"""How do image files become batches of pixels, ahead of the trunk and always in the same batches?"""
+"""Parallel decoding of image files into fixed batches of pixels."""
 
 from __future__ import annotations
 
@@ -11,36 +11,51 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from feature_extraction.images.image_sources import ImageFile
-from feature_extraction.images.preprocessing import Unreadable, read_square
+from feature_extraction.images.preprocessing import ImageDecodeError, load_square
 
-AHEAD = 2
-MOST_WORKERS = 16
+PREFETCH = 2
+"""Batches that each worker decodes ahead of the encoder."""
+MAX_WORKERS = 16
 
 
-class Decoded(NamedTuple):
-    """One batch of images, decoded. Rows that could not be read are black in `pixels`."""
+class DecodedBatch(NamedTuple):
+    """A decoded batch of images.
+
+    Attributes:
+        rows: rows of the store [B].
+        pixels: RGB uint8 [B, 3, S, S], zeros for unreadable images; None: no pending image is readable.
+        readable: pending images that were decoded [B], bool.
+        failures: row and reason of each pending image that could not be read.
+        rotated: number of pending images that were rotated by their EXIF orientation.
+    """
 
     rows: np.ndarray
     pixels: torch.Tensor | None
     readable: np.ndarray
     failures: list[tuple[int, str]]
-    turned: int
+    rotated: int
 
 
 class ImageBatches(Dataset):
-    """Batches of pixels by number, for a DataLoader whose workers decode whole batches.
+    """Batches of pixels by number, for a DataLoader whose workers decode complete batches.
 
-    A batch is always the same rows of the store, wherever a run starts: kernels may round differently in a batch of
-    another make-up, and a store must come out the same, bit by bit, however often its making was interrupted.
+    A batch always holds the same rows of the store, wherever a run starts: kernels may round differently for another
+    batch composition, and the store must be the same to the last bit however often extraction was interrupted.
+
+    Args:
+        images: image of each row of the store; None: no image.
+        pending: rows to extract [N], bool. Batches without a pending row are skipped.
+        batch_size: rows per batch.
+        size: side of the square in pixels.
+        resize: ``squash`` or ``crop``.
     """
 
     def __init__(
         self, images: Sequence[ImageFile | None], pending: np.ndarray, batch_size: int, size: int, resize: str
     ):
         starts = range(0, len(images), batch_size)
-        self._batches = [
-            rows for at in starts if pending[(rows := np.arange(at, min(at + batch_size, len(images))))].any()
-        ]
+        batches = (np.arange(start, min(start + batch_size, len(images))) for start in starts)
+        self._batches = [rows for rows in batches if pending[rows].any()]
         self._images = images
         self._pending = pending.copy()
         self._size, self._resize = size, resize
@@ -48,53 +63,58 @@ class ImageBatches(Dataset):
     def __len__(self) -> int:
         return len(self._batches)
 
-    def __getitem__(self, index: int) -> Decoded:
+    def __getitem__(self, index: int) -> DecodedBatch:
         rows = self._batches[index]
         pixels = np.zeros((len(rows), 3, self._size, self._size), np.uint8)
         readable = np.zeros(len(rows), bool)
-        failures, turned = [], 0
-        # First the rows that are asked for: where none of them can be read, their neighbours need no decoding.
-        for asked in (True, False):
-            for at, row in enumerate(rows):
-                if self._pending[row] != asked or self._images[row] is None:
+        failures, rotated = [], 0
+        # Pending rows first: if none of them is readable, the other rows of the batch need not be decoded.
+        for pending in (True, False):
+            for i, row in enumerate(rows):
+                if self._pending[row] != pending or self._images[row] is None:
                     continue
                 try:
-                    pixels[at], upright = read_square(self._images[row], self._size, self._resize)
-                    readable[at] = True
-                    turned += upright and asked
-                except Unreadable as error:
-                    if asked:
+                    pixels[i], was_rotated = load_square(self._images[row], self._size, self._resize)
+                    readable[i] = True
+                    rotated += was_rotated and pending
+                except ImageDecodeError as error:
+                    if pending:
                         failures.append((int(row), str(error)))
-            if asked and not readable.any():
-                return Decoded(rows, None, readable, failures, turned)
-        return Decoded(rows, torch.from_numpy(pixels), readable & self._pending[rows], failures, turned)
+            if pending and not readable.any():
+                return DecodedBatch(rows, None, readable, failures, rotated)
+        return DecodedBatch(rows, torch.from_numpy(pixels), readable & self._pending[rows], failures, rotated)
 
 
-def decoded(batches: ImageBatches, workers: int | None, device: torch.device, beside: int = 1) -> Iterator[Decoded]:
-    """The batches in order, decoded by other processes `AHEAD` batches each ahead of the trunk.
+def decode_batches(
+    batches: ImageBatches, num_workers: int | None, device: torch.device, local_world_size: int = 1
+) -> Iterator[DecodedBatch]:
+    """Yield the batches in order, decoded by worker processes.
 
     Args:
-        batches: what to decode.
-        workers: processes; None: see `FeaturesConfig.workers`. A single batch is decoded here.
-        device: where the trunk is; for a GPU, pixels come in pinned memory.
-        beside: processes of ours that share this machine's cores.
+        batches: the batches to decode.
+        num_workers: number of processes; None: see `FeaturesConfig.num_workers`. A single batch is decoded in this
+            process.
+        device: device of the encoder; for a GPU, pixels are in pinned memory.
+        local_world_size: extraction processes that share this machine's cores.
     """
     gpu = device.type == "cuda"
-    if workers is None:
-        cores = len(os.sched_getaffinity(0)) // beside
-        workers = max(1, min(MOST_WORKERS, cores))
-        workers = min(workers, len(batches) - 1) if batches else 0
-    # Forked, whatever Python's default is: a worker begins at once and has all it needs.
-    ahead = {"prefetch_factor": AHEAD, "multiprocessing_context": "fork"} if workers else {}
-    if workers and not gpu:
-        ahead["worker_init_fn"] = _give_way
-    yield from DataLoader(batches, batch_size=None, num_workers=workers, collate_fn=_as_is, pin_memory=gpu, **ahead)
+    if num_workers is None:
+        cores = len(os.sched_getaffinity(0)) // local_world_size
+        num_workers = max(1, min(MAX_WORKERS, cores))
+        num_workers = min(num_workers, len(batches) - 1) if batches else 0
+    # Forked, whatever Python's default: a forked worker starts without imports and inherits the image list.
+    options = {"prefetch_factor": PREFETCH, "multiprocessing_context": "fork"} if num_workers else {}
+    if num_workers and not gpu:
+        options["worker_init_fn"] = _lower_priority
+    yield from DataLoader(
+        batches, batch_size=None, num_workers=num_workers, collate_fn=_identity, pin_memory=gpu, **options
+    )
 
 
-def _give_way(worker: int) -> None:
-    """Decode where the trunk leaves a core idle: a thread of it that is held up holds up all the others."""
+def _lower_priority(worker: int) -> None:
+    """Leave the cores to the encoder first: one delayed thread of a kernel delays all its others."""
     os.nice(19)
 
 
-def _as_is(batch: Decoded) -> Decoded:
+def _identity(batch: DecodedBatch) -> DecodedBatch:
     return batch

@@ -1,7 +1,8 @@
-"""How do older code bases read our features: one HDF5 file per image, or one file with a group per image."""
+"""Export of a store to other layouts: one HDF5 file per image, one HDF5 file with a group per image, or numpy files."""
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -13,133 +14,181 @@ import numpy as np
 
 from feature_extraction.maintenance.import_features import DATASET
 from feature_extraction.maintenance.inspection import checked_rows
-from multitask_vl.data.store.format import Layout, shards
-from multitask_vl.data.store.rows import layout_of_place
-from multitask_vl.data.store.writer import Watch
+from multitask_vl.data.store.format import StoreHeader, shard_files
+from multitask_vl.data.store.progress import ProgressFn, no_progress
+from multitask_vl.data.store.row_reader import read_header
 from multitask_vl.errors import InputError
-from multitask_vl.storage.atomic import sync
-from multitask_vl.storage.file_lock import WriterLock
+from multitask_vl.storage.atomic import atomic_replace, atomic_write, sync
+from multitask_vl.storage.file_lock import FileLock
 
 DTYPES = {"float16": "<f2", "float32": "<f4"}
-OVERHEAD = 2048
-"""Bytes that HDF5 puts beside one image's numbers, about, in a file of its own."""
+HDF5_OVERHEAD = 2048
+"""Approximate bytes of an HDF5 file with the features of one image, without the features."""
+FEATURES_FILE, KEYS_FILE = "features.npy", "keys.txt"
 
 
 @dataclass
-class Exported:
-    """What an export did.
+class ExportResult:
+    """Result of an export.
 
     Attributes:
         rows: rows of the store.
-        written: images written this time.
-        kept: images whose file held these features already.
-        undone: keys of rows without features.
-        damaged: keys of rows whose checksum failed; not exported.
+        written: images written by this run.
+        existing: images whose file already had these features.
+        missing: keys of rows without features.
+        corrupt: keys of rows whose checksum failed; not exported.
     """
 
     rows: int = 0
     written: int = 0
-    kept: int = 0
-    undone: list[str] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
+    existing: int = 0
+    missing: list[str] = field(default_factory=list)
+    corrupt: list[str] = field(default_factory=list)
 
 
-def export(
+def export_store(
     store: Path | str,
     target: Path,
-    layout: Literal["per-image", "groups"],
+    layout: Literal["per-image", "groups", "numpy"],
     dtype: str = "float16",
-    watch: Watch = lambda rows, what: rows,
-) -> Exported:
-    """Write the features of a store in an older layout; `import` turns it back into the same features.
+    progress: ProgressFn = no_progress,
+) -> ExportResult:
+    """Write the features of a store in another layout.
+
+    ``import`` turns the first two layouts back into a store with the same features.
+
+    - ``per-image``: a folder of ``KEY.h5``, each with the dataset ``KEY/features`` [T, D] (VL-Adapter's
+      ``data_clip_RN101_att``). Running it again resumes.
+    - ``groups``: one HDF5 file with ``KEY/features`` for every key.
+    - ``numpy``: a folder with ``features.npy`` [N, T, D], the rows that have features, and ``keys.txt``, one key per
+      line in the same order.
+
+    The files of ``groups`` and ``numpy`` appear when they are complete.
 
     Args:
-        store: a file, the name of its shards, or a URL.
-        target: ``per-image``: a folder, which gets ``KEY.h5`` with the dataset ``KEY/features`` [T, D] (VL-Adapter's
-            ``data_clip_RN101_att``); a second run goes on. ``groups``: a file with ``KEY/features`` for every key; it
-            appears when it is complete.
-        dtype: ``float16`` or ``float32``; the numbers are the same.
-        watch: shows the progress.
+        store: a file, the common name of its shards, or a URL.
+        target: the folder or file to write.
+        layout: see above.
+        dtype: ``float16`` or ``float32``; the values are the same.
+        progress: shows the progress.
 
     Raises:
-        InputError: the store cannot be read, a key cannot be a name in HDF5, the disk is too small, or a file of groups
-            is there already.
+        InputError: the store cannot be read, a key does not fit the layout, the disk is too small, or the target
+            exists.
     """
-    layouts = [layout_of_place(path) for path in shards(store)]
-    bad = [key for one in layouts for key in map(bytes.decode, one.keys) if "/" in key or key in (".", "..")]
-    if bad:
-        raise InputError(f"{store}: {len(bad):,} image keys cannot be names in these layouts (first: {bad[0]})")
-    if layout == "groups" and target.exists():
-        raise InputError(f"{target}: exists already; name a new file, or remove it: rm {target}")
-    if target.is_file():
-        raise InputError(f"{target}: a file, not a folder for one .h5 per image")
-    folder = target if layout == "per-image" else target.parent
+    headers = [read_header(path) for path in shard_files(store)]
+    _check_keys(store, headers, layout)
+    output = target / FEATURES_FILE if layout == "numpy" else target
+    if layout != "per-image" and output.exists():
+        raise InputError(f"{output}: exists already; name another target, or remove it: rm {output}")
+    if layout != "groups" and target.is_file():
+        raise InputError(f"{target}: is a file; the layout {layout} writes a folder")
+    folder = target.parent if layout == "groups" else target
     folder.mkdir(parents=True, exist_ok=True)
-    done = sum(int(one.done.sum()) for one in layouts)
-    needed = done * (layouts[0].row_bytes // 2 * np.dtype(DTYPES[dtype]).itemsize + OVERHEAD)
+    row_bytes = headers[0].row_bytes // 2 * np.dtype(DTYPES[dtype]).itemsize
+    needed = sum(int(header.done.sum()) for header in headers) * (row_bytes + HDF5_OVERHEAD * (layout != "numpy"))
     free = shutil.disk_usage(folder).free
     if layout == "per-image":
         free += sum(path.stat().st_size for path in folder.glob("*.h5"))  # they are kept or replaced
     if free < needed:
         raise InputError(f"{target}: needs {needed / 1e9:,.2f} GB, {free / 1e9:,.2f} GB are free; make room")
-    writing = _per_image if layout == "per-image" else _groups
-    return writing(layouts, target, np.dtype(DTYPES[dtype]), watch)
+    write = {"per-image": _write_per_image, "groups": _write_groups, "numpy": _write_numpy}[layout]
+    result = ExportResult()
+    write(headers, target, np.dtype(DTYPES[dtype]), result, progress)
+    return result
 
 
-def _per_image(layouts: list[Layout], folder: Path, dtype: np.dtype, watch: Watch) -> Exported:
-    exported = Exported()
-    with WriterLock(folder / "export"):
-        for key, features in _features(layouts, exported, watch):
+def _check_keys(store: Path | str, headers: list[StoreHeader], layout: str) -> None:
+    keys = [key.decode() for header in headers for key in header.keys]
+    if layout == "numpy":
+        bad = [key for key in keys if key.splitlines() != [key]]
+    else:
+        bad = [key for key in keys if "/" in key or key in (".", "..")]
+    if bad:
+        raise InputError(f"{store}: {len(bad):,} image keys cannot be used in the layout {layout} (first: {bad[0]!r})")
+
+
+def _write_per_image(
+    headers: list[StoreHeader], folder: Path, dtype: np.dtype, result: ExportResult, progress: ProgressFn
+) -> None:
+    with FileLock(folder / "export"):
+        for key, features in _valid_features(headers, result, progress):
             path = folder / f"{key}.h5"
-            if _holds(path, key, features.astype(dtype)):
-                exported.kept += 1
+            if _has_features(path, key, features.astype(dtype)):
+                result.existing += 1
                 continue
-            partial = folder / f".{key}.h5.partial"
-            with h5py.File(partial, "w", locking=False) as file:
+            temp = folder / f".{key}.h5.partial"
+            with h5py.File(temp, "w", locking=False) as file:
                 file[f"{key}/{DATASET}"] = features.astype(dtype)
-            partial.replace(path)
-            exported.written += 1
+            temp.replace(path)
+            result.written += 1
         sync(folder)
-    return exported
 
 
-def _groups(layouts: list[Layout], path: Path, dtype: np.dtype, watch: Watch) -> Exported:
-    exported = Exported()
-    partial = path.with_name(f".{path.name}.partial")
-    with WriterLock(path):
-        try:
-            # the newest file format keeps a quarter of a million groups in a tree that is found fast
-            with h5py.File(partial, "w", libver="latest", locking=False) as file:
-                for key, features in _features(layouts, exported, watch):
-                    file[f"{key}/{DATASET}"] = features.astype(dtype)
-                    exported.written += 1
-            sync(partial)
-            partial.replace(path)
-            sync(path.parent)
-        finally:
-            partial.unlink(missing_ok=True)
-    return exported
+def _write_groups(
+    headers: list[StoreHeader], path: Path, dtype: np.dtype, result: ExportResult, progress: ProgressFn
+) -> None:
+    with (
+        FileLock(path),
+        atomic_replace(path, path.with_name(f".{path.name}.partial")) as temp,
+        # The newest file format indexes hundreds of thousands of groups in a tree that is fast to search.
+        h5py.File(temp, "w", libver="latest", locking=False) as file,
+    ):
+        for key, features in _valid_features(headers, result, progress):
+            file[f"{key}/{DATASET}"] = features.astype(dtype)
+            result.written += 1
 
 
-def _features(layouts: list[Layout], exported: Exported, watch: Watch) -> Iterator[tuple[str, np.ndarray]]:
-    for layout in layouts:
-        names = layout.keys
-        exported.rows += layout.count
-        exported.undone += [names[row].decode() for row in np.flatnonzero(~layout.done)]
-        for row, good, features in checked_rows(layout, watch, "exporting"):
-            if good:
-                yield names[row].decode(), features
+def _write_numpy(
+    headers: list[StoreHeader], folder: Path, dtype: np.dtype, result: ExportResult, progress: ProgressFn
+) -> None:
+    path = folder / FEATURES_FILE
+    shape = (sum(int(header.done.sum()) for header in headers), *headers[0].shape)
+    keys = []
+    with FileLock(path), atomic_replace(path, folder / f".{path.name}.partial") as temp:
+        array = np.lib.format.open_memmap(temp, mode="w+", dtype=dtype, shape=shape)
+        with temp.open("r+b") as file:  # a full disk is an error here; it would kill the process at a mapped page
+            os.posix_fallocate(file.fileno(), 0, temp.stat().st_size)
+        for key, features in _valid_features(headers, result, progress):
+            array[len(keys)] = features
+            keys.append(key)
+        array.flush()
+        if len(keys) < len(array):
+            _truncate_npy(temp, array, len(keys))
+        result.written = len(keys)
+        atomic_write(folder / KEYS_FILE, "".join(f"{key}\n" for key in keys))
+
+
+def _truncate_npy(path: Path, array: np.memmap, rows: int) -> None:
+    """Cut a .npy file after some of its rows; numpy pads the header, so that the first axis can change in place."""
+    header = {"descr": array.dtype.str, "fortran_order": False, "shape": (rows, *array.shape[1:])}
+    with path.open("r+b") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        file.truncate(array.offset + rows * array[0].nbytes)
+
+
+def _valid_features(
+    headers: list[StoreHeader], result: ExportResult, progress: ProgressFn
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield key and features of the valid rows; count the others in ``result``."""
+    for header in headers:
+        keys = header.keys
+        result.rows += header.count
+        result.missing += [keys[row].decode() for row in np.flatnonzero(~header.done)]
+        for row, valid, features in checked_rows(header, progress, "exporting"):
+            if valid:
+                yield keys[row].decode(), features
             else:
-                exported.damaged.append(names[row].decode())
+                result.corrupt.append(keys[row].decode())
 
 
-def _holds(path: Path, key: str, features: np.ndarray) -> bool:
-    """Does a file hold exactly these features? One that cannot be read does not."""
+def _has_features(path: Path, key: str, features: np.ndarray) -> bool:
+    """Return whether a file has exactly these features; an unreadable file does not."""
     if not path.is_file():
         return False
     try:
         with h5py.File(path, "r", locking=False) as file:
-            found = file[f"{key}/{DATASET}"]
-            return found.dtype == features.dtype and np.array_equal(found[()], features)
+            stored = file[f"{key}/{DATASET}"]
+            return stored.dtype == features.dtype and np.array_equal(stored[()], features)
     except (OSError, KeyError):
         return False

@@ -1,4 +1,4 @@
-"""What is in a store, and is it sound: description, checksums, and coverage of a folder of images."""
+"""Description and verification of a store: checksums, and coverage of image folders."""
 
 from __future__ import annotations
 
@@ -11,113 +11,116 @@ from typing import Any
 import numpy as np
 
 from feature_extraction.images.image_index import index_images
-from multitask_vl.data.store.format import Layout, is_url, shards
-from multitask_vl.data.store.rows import layout_of_place, open_rows
-from multitask_vl.data.store.writer import Watch
+from multitask_vl.data.store.format import StoreHeader, is_url, shard_files
+from multitask_vl.data.store.progress import ProgressFn, no_progress
+from multitask_vl.data.store.row_reader import open_rows, read_header
 
 BATCH = 64
 
 
 @dataclass
-class Verdict:
-    """What verifying a store found; empty lists are good news.
+class Verification:
+    """Result of verifying a store.
 
     Attributes:
         rows: rows of the store.
-        good: rows that are done and whose checksum is right.
-        undone: keys of rows not extracted yet.
-        damaged: keys of rows whose checksum is wrong.
-        absent: keys of images that the store has no row for.
-        beyond: number of rows without an image (no fault: they were extracted from other folders).
+        valid: rows that are done and whose checksum matches.
+        missing: keys of rows without features yet.
+        corrupt: keys of rows whose checksum does not match.
+        uncovered: keys of images without a row in the store.
+        extra_rows: number of rows without an image; not an error, they come from other folders.
     """
 
     rows: int = 0
-    good: int = 0
-    undone: list[str] = field(default_factory=list)
-    damaged: list[str] = field(default_factory=list)
-    absent: list[str] = field(default_factory=list)
-    beyond: int = 0
+    valid: int = 0
+    missing: list[str] = field(default_factory=list)
+    corrupt: list[str] = field(default_factory=list)
+    uncovered: list[str] = field(default_factory=list)
+    extra_rows: int = 0
 
     @property
-    def sound(self) -> bool:
-        """Are all rows good, and all images there?"""
-        return not (self.undone or self.damaged or self.absent)
+    def ok(self) -> bool:
+        """Whether all rows are valid and cover all images."""
+        return not (self.missing or self.corrupt or self.uncovered)
 
 
 def describe(store: Path | str) -> dict[str, Any]:
-    """Everything worth knowing about a store that costs no reading of features.
+    """Describe a store without reading its features.
 
     Returns:
-        ``rows``, ``done`` (numbers of rows), ``bytes`` (of its files), ``bytes_on_disk`` (less where rows are not
-        written yet; None behind a URL), ``bytes_of_an_image``, ``first_key``, ``files`` (path, rows and done of each)
-        and the ``manifest``.
+        ``rows``, ``done`` (numbers of rows), ``bytes`` (of its files), ``bytes_on_disk`` (less while rows are not
+        written; None for a URL), ``bytes_per_row``, ``first_key``, ``files`` (path, rows and done of each) and the
+        ``manifest``.
     """
-    layouts = [layout_of_place(path) for path in shards(store)]
-    local = [layout.path for layout in layouts if not is_url(layout.path)]
+    headers = [read_header(path) for path in shard_files(store)]
+    local = [header.path for header in headers if not is_url(header.path)]
     return {
-        "rows": sum(layout.count for layout in layouts),
-        "done": sum(int(layout.done.sum()) for layout in layouts),
-        "bytes": sum(layout.size for layout in layouts),
-        "bytes_on_disk": sum(path.stat().st_blocks * 512 for path in local) if len(local) == len(layouts) else None,
-        "bytes_of_an_image": layouts[0].row_bytes,
-        "first_key": layouts[0].keys[0].decode(),
+        "rows": sum(header.count for header in headers),
+        "done": sum(int(header.done.sum()) for header in headers),
+        "bytes": sum(header.size for header in headers),
+        "bytes_on_disk": sum(path.stat().st_blocks * 512 for path in local) if len(local) == len(headers) else None,
+        "bytes_per_row": headers[0].row_bytes,
+        "first_key": headers[0].keys[0].decode(),
         "files": [
-            {"path": str(layout.path), "rows": layout.count, "done": int(layout.done.sum())} for layout in layouts
+            {"path": str(header.path), "rows": header.count, "done": int(header.done.sum())} for header in headers
         ],
-        "manifest": layouts[0].manifest.model_dump(mode="json"),
+        "manifest": headers[0].manifest.model_dump(mode="json"),
     }
 
 
-def verify(store: Path | str, images: Sequence[Path] = (), watch: Watch = lambda rows, what: rows) -> Verdict:
-    """Check the checksum of every done row, and that every image of the folders has one.
+def verify(store: Path | str, images: Sequence[Path] = (), progress: ProgressFn = no_progress) -> Verification:
+    """Verify the checksum of every done row, and that every image of the folders has a row.
 
     Args:
-        store: a file, the name of its shards, or a URL.
-        images: folders; none: coverage is not looked at.
-        watch: shows the progress.
+        store: a file, the common name of its shards, or a URL.
+        images: image folders; none: coverage is not checked.
+        progress: shows the progress.
 
     Raises:
         InputError: the store cannot be read, or the folders have no images.
     """
-    verdict = Verdict()
+    verification = Verification()
     keys: set[str] = set()
-    for path in shards(store):
-        layout = layout_of_place(path)
-        names = [key.decode() for key in layout.keys]
-        verdict.rows += len(names)
-        verdict.undone += [names[row] for row in np.flatnonzero(~layout.done)]
-        for row, good, _ in checked_rows(layout, watch, "verifying"):
-            if good:
-                verdict.good += 1
+    for path in shard_files(store):
+        header = read_header(path)
+        names = [key.decode() for key in header.keys]
+        verification.rows += len(names)
+        verification.missing += [names[row] for row in np.flatnonzero(~header.done)]
+        for row, valid, _ in checked_rows(header, progress, "verifying"):
+            if valid:
+                verification.valid += 1
             else:
-                verdict.damaged.append(names[row])
+                verification.corrupt.append(names[row])
         keys.update(names)
     if images:
-        wanted = index_images(images).paths.keys()
-        verdict.absent = [key for key in wanted if key not in keys]
-        verdict.beyond = len(keys - wanted)
-    return verdict
+        image_keys = index_images(images).files.keys()
+        verification.uncovered = [key for key in image_keys if key not in keys]
+        verification.extra_rows = len(keys - image_keys)
+    return verification
 
 
 def checked_rows(
-    layout: Layout, watch: Watch, what: str, rows: Sequence[int] | None = None
+    header: StoreHeader, progress: ProgressFn, description: str, rows: Sequence[int] | None = None
 ) -> Iterator[tuple[int, bool, np.ndarray]]:
-    """Row, whether its checksum is right, and its features (float16 [T, D], valid until the next one is asked for).
+    """Yield row number, whether its checksum matches, and its features.
+
+    The features, float16 [T, D], are valid until the next row is requested.
 
     Args:
-        layout: of the file.
-        watch, what: show the progress.
-        rows: which rows; None: all that are done.
+        header: header of the store file.
+        progress: shows the progress.
+        description: text of the progress bar.
+        rows: row numbers; None: all that are done.
     """
-    wanted = np.flatnonzero(layout.done) if rows is None else np.asarray(rows)
-    source, buffer = open_rows(layout), np.empty((BATCH, *layout.shape), "<f2")
+    selected = np.flatnonzero(header.done) if rows is None else np.asarray(rows)
+    reader, buffer = open_rows(header), np.empty((BATCH, *header.shape), "<f2")
     try:
-        shown = iter(watch(wanted.tolist(), what))
-        for start in range(0, len(wanted), BATCH):
-            batch = wanted[start : start + BATCH]
-            source.read_rows(batch, buffer[: len(batch)])
+        shown = iter(progress(selected.tolist(), description))
+        for start in range(0, len(selected), BATCH):
+            batch = selected[start : start + BATCH]
+            reader.read_rows(batch, buffer[: len(batch)])
             for row, features in zip(batch.tolist(), buffer, strict=False):
                 next(shown, None)
-                yield row, zlib.crc32(features) == layout.crc32[row], features
+                yield row, zlib.crc32(features) == header.crc32[row], features
     finally:
-        source.close()
+        reader.close()

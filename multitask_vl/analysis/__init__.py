@@ -1,1 +1,1 @@
-"""What happens inside a trained model: numbers for figures, computed with the model and left in a file for reports."""
+"""Analysis of trained models: weight changes, cross-attention, gates and routing similarity."""

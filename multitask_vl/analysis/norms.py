@@ -1,4 +1,4 @@
-"""How far did training move each bottleneck: Frobenius norms of the change of W_down and W_up, layer by layer."""
+"""Frobenius norms of the weight changes of each bottleneck during training."""
 
 from __future__ import annotations
 
@@ -12,50 +12,52 @@ from multitask_vl.methods.sites import EVERY_TASK
 from multitask_vl.models.seq2seq import VLSeq2Seq
 
 PARTS = {"down": "W_down", "A": "W_down", "up": "W_up", "B": "W_up"}
-"""A segment of a parameter's name -> what the papers call the map that it belongs to."""
+"""Segment of a parameter name -> symbol of the projection in the papers."""
 
 
 def initial_values(model: VLSeq2Seq) -> dict[str, torch.Tensor]:
-    """Copies of all that is trained; taken of a model just built, they are what training began at."""
-    return {name: parameter.detach().clone() for name, parameter in model.trainable().items()}
+    """Copies of all trainable parameters; call it right after building the model to get the values before training."""
+    return {name: parameter.detach().clone() for name, parameter in model.trainable_parameters().items()}
 
 
 def norm_changes(model: VLSeq2Seq, initial: Mapping[str, torch.Tensor]) -> list[dict[str, Any]]:
-    """What training changed at each site of the language model.
+    """Norms of the weight changes at each site of the language model.
 
-    Tensors of one part are taken together: the norm of all their changes. Where a method makes its maps of factors
-    (compacter), it is the factors that are measured. Vectors count only where a site trains nothing else (BitFit).
+    The norm of a part is taken over all its tensors together. For methods with factorized projections (Compacter), it
+    is taken over the factors. Vectors count only at sites that train no matrix (BitFit).
 
     Args:
-        initial: see `initial_values`.
+        model: the trained model.
+        initial: from `initial_values`.
 
     Returns:
-        a row for each site, part and task (None: shared by all): ``stack``, ``layer`` from 0, ``sublayer``, ``role``,
-        ``part``, ``task``, ``change`` (norm of the difference) and ``initial`` (norm at the start).
+        one dict per site, part and task (None: shared by all): ``stack``, ``layer`` from 0, ``sublayer``, ``role``,
+        ``part``, ``task``, ``change`` (norm of the difference) and ``initial`` (norm before training).
     """
-    layout = model.family.layout(model.lm)
-    now = model.trainable()
+    site_index = model.backbone.sites(model.lm)
+    trained = model.trainable_parameters()
     rows = []
-    for site in layout.sites:
-        inside = f"lm.{site.name}."
-        found = {name.removeprefix(inside): name for name in now if name.startswith(inside)}
-        matrices = {short: name for short, name in found.items() if now[name].dim() > 1}
+    for site in site_index.sites:
+        prefix = f"lm.{site.name}."
+        names = {name.removeprefix(prefix): name for name in trained if name.startswith(prefix)}
+        matrices = {short: name for short, name in names.items() if trained[name].dim() > 1}
         sums: dict[tuple[str, str | None], list[float]] = {}
-        for short, name in (matrices or found).items():
-            words = short.split(".")
-            task = next((word for word in words if word in model.config.tasks), None)
-            before, after = initial[name].double(), now[name].detach().double()
-            squares = sums.setdefault((_part(words), task), [0.0, 0.0])
+        for short, name in (matrices or names).items():
+            segments = short.split(".")
+            task = next((segment for segment in segments if segment in model.config.tasks), None)
+            before, after = initial[name].double(), trained[name].detach().double()
+            squares = sums.setdefault((_part(segments), task), [0.0, 0.0])
             squares[0] += (after - before.to(after.device)).square().sum().item()
             squares[1] += before.square().sum().item()
-        about = {"stack": site.stack, "layer": site.layer, "sublayer": site.sublayer, "role": site.role}
+        location = {"stack": site.stack, "layer": site.layer, "sublayer": site.sublayer, "role": site.role}
         for (part, task), (change, start) in sums.items():
-            rows.append({**about, "part": part, "task": task, "change": math.sqrt(change), "initial": math.sqrt(start)})
+            norms = {"change": math.sqrt(change), "initial": math.sqrt(start)}
+            rows.append({**location, "part": part, "task": task, **norms})
     return rows
 
 
-def _part(words: list[str]) -> str:
-    if "gate" in words:
+def _part(segments: list[str]) -> str:
+    if "gate" in segments:
         return "gate"
-    named = next((PARTS[word] for word in words if word in PARTS), None)
-    return named or next(word for word in reversed(words) if word != EVERY_TASK)
+    known = next((PARTS[segment] for segment in segments if segment in PARTS), None)
+    return known or next(segment for segment in reversed(segments) if segment != EVERY_TASK)

@@ -1,4 +1,4 @@
-"""Do tasks send different x_R into the bottlenecks: cosines between the examples of one task and of two."""
+"""Cosine similarities of x_R within and between tasks."""
 
 from __future__ import annotations
 
@@ -10,57 +10,60 @@ import torch.nn.functional as F
 
 from multitask_vl.data.batch import Batch
 from multitask_vl.models.seq2seq import VLSeq2Seq
-from multitask_vl.routing.context import PADDING, pooled
+from multitask_vl.routing.pooling import TokenType, masked_mean
 
 
 @torch.inference_mode()
-def routing_states(model: VLSeq2Seq, batch: Batch) -> torch.Tensor:
-    """x_R of each row [B, d] as its decoder gets it, float32; where it has several rows, their mean.
+def pooled_x_r(model: VLSeq2Seq, batch: Batch) -> torch.Tensor:
+    """x_R of each example as the decoder gets it, averaged over its rows.
 
-    A model that routes nothing has none; then it is what `encoder_pooled` would give.
+    For a model without routing, it is the mean encoder output, as with `routing.source: encoder`.
+
+    Returns:
+        [B, d], float32.
     """
-    with model.context.of(batch.task):
+    with model.context.task_scope(batch.task):
         encoded = model.encode(batch)
-        if not model.context.wanted:
-            return pooled(encoded.states.float(), encoded.kinds, "all").squeeze(1)
+        if not model.context.needs_x_r:
+            return masked_mean(encoded.hidden_states.float(), encoded.token_types, "all").squeeze(1)
         start = torch.full_like(batch.input_ids[:, :1], model.lm.config.decoder_start_token_id)
         model.decode(encoded, start)
         x_r, valid = model.context.x_r("decoder")
     if valid is None:
         return x_r.float().mean(1)
-    return pooled(x_r.float(), (valid != PADDING).long(), "all").squeeze(1)
+    return masked_mean(x_r.float(), (valid != TokenType.PADDING).long(), "all").squeeze(1)
 
 
-def cosines(states: Mapping[str, torch.Tensor]) -> dict[str, Any]:
-    """Mean cosines within and between tasks.
+def cosines(x_r: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Mean cosine similarities within and between tasks.
 
     Args:
-        states: task -> x_R of its examples [N, d], N >= 2.
+        x_r: task -> x_R of its examples [N, d], N >= 2.
 
     Returns:
-        ``tasks``, ``examples`` of each; ``raw`` [tasks][tasks], mean cosine of two examples, two different ones on the
-        diagonal; ``centred``, the same after the mean over all tasks was taken away, since a mean that all have makes
-        every cosine large.
+        ``tasks``; ``examples``, their number by task; ``raw`` [tasks][tasks], mean cosine over pairs of different
+        examples; ``centered``, the same after subtracting the mean over all tasks: a common mean makes every cosine
+        large.
     """
-    tasks = list(states)
-    middle = torch.stack([one.mean(0) for one in states.values()]).mean(0)
+    tasks = list(x_r)
+    center = torch.stack([of_task.mean(0) for of_task in x_r.values()]).mean(0)
     return {
         "tasks": tasks,
-        "examples": [len(states[task]) for task in tasks],
-        "raw": _table([states[task] for task in tasks]),
-        "centred": _table([states[task] - middle for task in tasks]),
+        "examples": [len(x_r[task]) for task in tasks],
+        "raw": _mean_cosines([x_r[task] for task in tasks]),
+        "centered": _mean_cosines([x_r[task] - center for task in tasks]),
     }
 
 
-def _table(groups: list[torch.Tensor]) -> list[list[float]]:
+def _mean_cosines(groups: list[torch.Tensor]) -> list[list[float]]:
     units = [F.normalize(group, dim=-1) for group in groups]
     rows = []
     for i, one in enumerate(units):
         row = []
         for j, other in enumerate(units):
-            every = one @ other.T
-            n = len(every)
-            mean = (every.sum() - every.trace()) / (n * (n - 1)) if i == j else every.mean()
+            products = one @ other.T
+            n = len(products)
+            mean = (products.sum() - products.trace()) / (n * (n - 1)) if i == j else products.mean()
             row.append(round(mean.item(), 4))
         rows.append(row)
     return rows

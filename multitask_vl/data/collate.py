@@ -1,4 +1,4 @@
-"""How do rows become a batch: prompt and text to tokens, image keys to features, a drawn answer to labels."""
+"""Collation of rows into batches: tokenized prompts and texts, features by image key, sampled answers as labels."""
 
 from __future__ import annotations
 
@@ -10,65 +10,71 @@ import torch
 from datasets import Dataset
 
 from multitask_vl.data.batch import Batch
-from multitask_vl.data.example_table import column
+from multitask_vl.data.example_table import arrow_column
 from multitask_vl.data.store.feature_store import FeatureStore
+from multitask_vl.data.store.format import EXTRACT_COMMAND
 from multitask_vl.errors import InputError
 from multitask_vl.tasks.base import Task
 
 
 class Collator:
-    """Makes batches of one task's split.
+    """Batches of one split of one task.
 
     Args:
-        task: prompt, limits and target policy.
-        table: the compiled split.
-        tokenizer: of the backbone, extra tokens included.
+        task: supplies prompt, token limits and target sampling.
+        table: the example table of the split.
+        tokenizer: of the backbone, including added tokens.
         store: grid features by image key.
-        stand_in: image key -> key whose features it gets instead; the blind control. Empty: every image its own.
+        image_substitution: image key -> key whose features it gets instead, for the shuffled-image control.
     """
 
     def __init__(
-        self, task: Task, table: Dataset, tokenizer, store: FeatureStore, stand_in: dict[str, str] | None = None
+        self,
+        task: Task,
+        table: Dataset,
+        tokenizer,
+        store: FeatureStore,
+        image_substitution: dict[str, str] | None = None,
     ):
         self.task = task
         self.table = table
         self.tokenizer = tokenizer
         self.store = store
-        self.stand_in = stand_in or {}
+        self.image_substitution = image_substitution or {}
 
-    def first(self, count: int) -> Collator:
-        """A collator of only the first ``count`` rows."""
+    def head(self, count: int) -> Collator:
+        """Return a collator of the first ``count`` rows."""
         table = self.table.select(range(min(count, len(self.table))))
-        return Collator(self.task, table, self.tokenizer, self.store, self.stand_in)
+        return Collator(self.task, table, self.tokenizer, self.store, self.image_substitution)
 
-    def training(self, rows: Sequence[int], seed: int, step: int, offset: int = 0, stride: int = 1) -> Batch:
-        """The batch of a training step.
+    def train_batch(self, rows: Sequence[int], seed: int, step: int, offset: int = 0, stride: int = 1) -> Batch:
+        """Return the batch of a training step, with labels.
 
         Args:
             rows: row ids [B] of this process.
-            seed, step: decide which answer each row learns on this visit.
-            offset, stride: row i of this call is row ``offset + i * stride`` of the global batch, so that a row's draw
-                does not depend on how many processes share the batch.
+            seed, step: decide which answer of each row is sampled as its target.
+            offset, stride: row i of this call is row ``offset + i * stride`` of the global batch, so that a row's
+                target does not depend on how many processes share the batch.
         """
         columns = self.table[list(map(int, rows))]
-        found = [
+        sampled = [
             self.task.targets(answers, scores, np.random.default_rng([seed, 2, step, offset + i * stride]))
             for i, (answers, scores) in enumerate(zip(columns["answers"], columns["scores"], strict=True))
         ]
-        targets, weights, shares = zip(*(target for row in found for target in row), strict=True)
-        batch = self._inputs(columns, rows).repeated([len(row) for row in found])
+        targets, weights, fractions = zip(*(target for row in sampled for target in row), strict=True)
+        batch = self._inputs(columns, rows).repeat_rows([len(row) for row in sampled])
         labels = self.tokenizer(
             list(targets), padding=True, truncation=self.task.config.max_target_tokens is not None,
             max_length=self.task.config.max_target_tokens, return_tensors="pt",
         )  # fmt: skip
         batch.labels = labels.input_ids.masked_fill(labels.attention_mask == 0, -100)
         batch.weights = torch.tensor(weights, dtype=torch.float32)
-        if set(shares) != {1.0}:
-            batch.shares = torch.tensor(shares, dtype=torch.float32)
+        if set(fractions) != {1.0}:
+            batch.target_fraction = torch.tensor(fractions, dtype=torch.float32)
         return batch
 
-    def predicting(self, rows: Sequence[int]) -> Batch:
-        """The batch of rows whose targets are to be predicted."""
+    def eval_batch(self, rows: Sequence[int]) -> Batch:
+        """Return the batch of some rows [B] for prediction, without labels."""
         return self._inputs(self.table[list(map(int, rows))], rows)
 
     def _inputs(self, columns: dict, rows: Sequence[int]) -> Batch:
@@ -77,12 +83,12 @@ class Collator:
             [config.prompt + text for text in columns["text"]], padding=True,
             truncation=config.max_input_tokens is not None, max_length=config.max_input_tokens, return_tensors="pt",
         )  # fmt: skip
-        keys = [self.stand_in.get(key, key) for images in columns["images"] for key in images]
-        distinct = {key: place for place, key in enumerate(dict.fromkeys(keys))}
+        keys = [self.image_substitution.get(key, key) for images in columns["images"] for key in images]
+        distinct = {key: position for position, key in enumerate(dict.fromkeys(keys))}
         features = torch.from_numpy(self.store.get_many(list(distinct)))
-        images = None
+        image_index = None
         if len(distinct) < len(keys):
-            images = torch.tensor([distinct[key] for key in keys]).view(len(columns["id"]), -1)
+            image_index = torch.tensor([distinct[key] for key in keys]).view(len(columns["id"]), -1)
         else:
             features = features.view(len(columns["id"]), -1, *features.shape[1:])
         return Batch(
@@ -91,37 +97,37 @@ class Collator:
             input_ids=text.input_ids,
             attention_mask=text.attention_mask,
             features=features,
-            images=images,
+            image_index=image_index,
             rows=torch.as_tensor(np.asarray(rows, dtype=np.int64)),
         )
 
 
-def missing_features(task: Task, missing: Sequence[str], asked: int, split: str) -> list[str]:
-    """Problems with image keys of a split that the feature store does not hold: ``missing`` of ``asked``."""
+def missing_features(task: Task, missing: Sequence[str], total: int, split: str) -> list[str]:
+    """Return the problem of image keys without features: ``missing`` of the ``total`` distinct keys of a split."""
     if not missing:
         return []
     return [
-        f"tasks.{task.name}: {len(missing):,} of {asked:,} image keys of split '{split}' are missing in the feature "
-        f"store (first: {missing[0]}). Run: python launch/extract_features.py --config CONFIG, or compare image_key of "
-        f"the split with: python -m feature_extraction.maintenance.manage inspect STORE"
+        f"tasks.{task.name}: {len(missing):,} of {total:,} image keys of split '{split}' are missing in the feature "
+        f"store (first: {missing[0]}). Run: {EXTRACT_COMMAND}, or compare image_key of the split with: "
+        "multitask-vl store inspect STORE"
     ]
 
 
 def image_keys(*tables: Dataset) -> list[str]:
-    """All image keys of some tables, sorted, each once."""
-    found = (pc.unique(pc.list_flatten(column(table, "images"))).to_pylist() for table in tables)
-    return sorted({key for keys in found for key in keys})
+    """Return all distinct image keys of some example tables, sorted."""
+    per_table = (pc.unique(pc.list_flatten(arrow_column(table, "images"))).to_pylist() for table in tables)
+    return sorted({key for keys in per_table for key in keys})
 
 
 def shuffled_images(tables: Sequence[Dataset], seed: int) -> dict[str, str]:
-    """The blind control's map: every image key of ``tables`` to another one, a permutation without fixed points.
+    """Return the shuffled-image control: every image key of ``tables`` -> another one, without fixed points.
 
     Raises:
-        InputError: with fewer than two images there is nothing to exchange.
+        InputError: there are fewer than two images.
     """
     keys = image_keys(*tables)
     if len(keys) < 2:
-        raise InputError("features.control=shuffled needs at least two images")
+        raise InputError("features.shuffle_images=true needs at least two images")
     order = np.random.default_rng([seed, 3]).permutation(len(keys))
-    # walking once round a shuffled circle leaves nobody in place
+    # each key maps to its successor in a random cycle, so none maps to itself
     return {keys[order[i]]: keys[order[(i + 1) % len(keys)]] for i in range(len(keys))}

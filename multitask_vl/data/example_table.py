@@ -1,8 +1,7 @@
-"""How do a split's examples get on disk once and are mapped into memory ever after: an Arrow table a split."""
+"""Example tables: the examples of each split, read once and cached as a memory-mapped Arrow file."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import json
 import os
@@ -15,14 +14,16 @@ from typing import Any
 
 import pyarrow as pa
 from datasets import Dataset, Features, List, Value
-from filelock import FileLock
 
 from multitask_vl.errors import InputError
+from multitask_vl.storage.atomic import atomic_write_json
+from multitask_vl.storage.file_lock import FileLock
+from multitask_vl.storage.hashing import file_sha256, json_sha256
 from multitask_vl.tasks import base
 from multitask_vl.tasks.base import Example, Task
 from multitask_vl.tasks.readers import json_stream
 
-# Raise when the columns or their meaning change: tables made before are then made again.
+# Increment when the columns or their meaning change, so that cached tables are rebuilt.
 FORMAT = 1
 FEATURES = Features(
     {
@@ -34,18 +35,18 @@ FEATURES = Features(
         "meta": Value("string"),
     }
 )
-_TABLE, _ABOUT = "examples.arrow", "about.json"
-_ROWS_A_WRITE = 10_000
-_READING = ("multitask_vl.tasks.", "multitask_vl.metrics.")
+_TABLE_FILE, _INFO_FILE = "examples.arrow", "about.json"
+_ROWS_PER_BATCH = 10_000
+_READER_PACKAGES = ("multitask_vl.tasks.", "multitask_vl.metrics.")
 
 
-def compiled(task: Task, split: str, cache_dir: Path) -> Dataset:
-    """The examples of a split as a memory-mapped table; made at the first call, found at every later one.
+def load_table(task: Task, split: str, cache_dir: Path) -> Dataset:
+    """Return the examples of a split as a memory-mapped table, built at the first call and cached.
 
-    A table is keyed by the content of the source files, the options that reading depends on and the code of the
-    readers, so a changed file, setting or reader makes a new one. Processes that start together wait for the first; a
-    process killed while writing leaves nothing that another would take for a table. The library's own caches,
-    fingerprints and progress bars stay out of it: the file is an Arrow stream that `Dataset.from_file` maps.
+    The cache key covers the content of the source files, the options that reading depends on and the code of the
+    readers, so that a changed file, option or reader leads to a new table. Processes that start together wait for the
+    first; a process killed while writing leaves no file that could be mistaken for a table. The caches, fingerprints
+    and progress bars of `datasets` are not used: the file is an Arrow stream that `Dataset.from_file` maps.
 
     Args:
         cache_dir: gets ``examples/<task>-<split>-<key>/`` with the table and ``about.json``; safe to delete.
@@ -56,25 +57,24 @@ def compiled(task: Task, split: str, cache_dir: Path) -> Dataset:
     Raises:
         InputError: missing or malformed sources, a duplicate id, no examples, or not `expected_count` of them.
     """
-    about = _about(task, split)
-    key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+    key_parts = _cache_key_parts(task, split)
     parent = Path(cache_dir).expanduser() / "examples"
-    folder = parent / f"{task.name}-{split}-{key}"
-    if not (folder / _TABLE).is_file():
+    folder = parent / f"{task.name}-{split}-{json_sha256(key_parts)[:16]}"
+    if not (folder / _TABLE_FILE).is_file():
         try:
             parent.mkdir(parents=True, exist_ok=True)
-            with FileLock(parent / f".{folder.name}.lock"):
-                if not (folder / _TABLE).is_file():
-                    _make(task, split, folder, about)
+            with FileLock(parent / f".{folder.name}", wait=True):
+                if not (folder / _TABLE_FILE).is_file():
+                    _build(task, split, folder, key_parts)
         except OSError as error:
             raise InputError(
                 f"cache_dir: cannot write to {parent}: {error.strerror or error}. Set cache_dir to a folder with room"
             ) from error
-    return Dataset.from_file(str(folder / _TABLE))
+    return Dataset.from_file(str(folder / _TABLE_FILE))
 
 
 def example_from_row(row: dict[str, Any]) -> Example:
-    """The example that a row of a compiled table holds."""
+    """Return the example in a row of an example table."""
     return Example(
         id=row["id"],
         images=tuple(row["images"]),
@@ -85,71 +85,67 @@ def example_from_row(row: dict[str, Any]) -> Example:
     )
 
 
-def column(table: Dataset, name: str) -> pa.ChunkedArray:
-    """A column as Arrow has it: what asks something of every row need not make Python objects of them."""
+def arrow_column(table: Dataset, name: str) -> pa.ChunkedArray:
+    """Return a column in Arrow form, for computations over every row without Python objects."""
     return table.select_columns([name]).with_format("arrow")[:][name]
 
 
-def made_from(table: Dataset) -> dict[str, Any]:
-    """``{"examples": rows, "files": {name: SHA-256}, "remarks": {what: how often}}`` of a compiled table.
+def table_provenance(table: Dataset) -> dict[str, Any]:
+    """Return ``{"examples": rows, "files": {name: SHA-256}, "warnings": {message: number of items}}`` of a table.
 
-    Remarks are what was read in another form than it stands in the files, or left out as the configuration says.
+    Warnings are about items that reading changed, or dropped as configured.
     """
-    about = json.loads((Path(table.cache_files[0]["filename"]).parent / _ABOUT).read_text(encoding="utf-8"))
-    files = dict(zip(_told_apart(about["files"]), about["sources"], strict=True))
-    return {"examples": len(table), "files": files, "remarks": about["remarks"]}
+    info = json.loads((Path(table.cache_files[0]["filename"]).parent / _INFO_FILE).read_text(encoding="utf-8"))
+    files = dict(zip(_shortest_unique_names(info["files"]), info["sources"], strict=True))
+    return {"examples": len(table), "files": files, "warnings": info["warnings"]}
 
 
-def _told_apart(paths: Sequence[str]) -> list[str]:
-    """The ends of paths, with as many folders as it takes to tell one from another."""
+def _shortest_unique_names(paths: Sequence[str]) -> list[str]:
+    """File names, each with as many parent folders as make them distinct."""
     for count in itertools.count(1):
         names = ["/".join(Path(path).parts[-count:]) for path in paths]
         if len(set(names)) == len(set(paths)):
             return names
 
 
-def _about(task: Task, split: str) -> dict[str, Any]:
-    """What a table is made from; equal means an equal table."""
-    code = [getattr(sys.modules[name], "__file__", None) for name in sorted(_readers(task))]
+def _cache_key_parts(task: Task, split: str) -> dict[str, Any]:
+    """Everything that determines the content of a table; JSON-serializable."""
+    code = [getattr(sys.modules[name], "__file__", None) for name in sorted(_reader_modules(task))]
     return {
         "format": FORMAT,
-        "sources": [_sha256(path) for path in task.sources(split)],
+        "sources": [file_sha256(path) for path in task.sources(split)],
         "options": task.reading_options(split),
-        "code": [_sha256(Path(path)) for path in code if path],
+        "code": [file_sha256(Path(path)) for path in code if path],
     }
 
 
-def _readers(task: Task) -> set[str]:
-    """Names of the modules whose code decides what a task reads: its own, and those of the project that they use."""
+def _reader_modules(task: Task) -> set[str]:
+    """Names of the modules whose code determines what a task reads: its own and, transitively, those it imports."""
     found: set[str] = set()
-    left = {kind.__module__ for kind in type(task).__mro__ if issubclass(kind, base.Task)}
-    while left:
-        name = left.pop()
+    remaining = {cls.__module__ for cls in type(task).__mro__ if issubclass(cls, base.Task)}
+    while remaining:
+        name = remaining.pop()
         found.add(name)
-        used = {getattr(value, "__module__", None) for value in vars(sys.modules[name]).values()}
-        left |= {one for one in used if one and one.startswith(_READING)} - found
+        imported = {getattr(value, "__module__", None) for value in vars(sys.modules[name]).values()}
+        remaining |= {module for module in imported if module and module.startswith(_READER_PACKAGES)} - found
     return found
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _make(task: Task, split: str, folder: Path, about: dict[str, Any]) -> None:
-    # a process killed here before left its unfinished folder; the lock says nobody else is writing one
-    for left in folder.parent.glob(f".{folder.name}.*.writing"):
-        shutil.rmtree(left)
-    # not by tempfile, whose folders are their maker's alone: a cache may be shared
+def _build(task: Task, split: str, folder: Path, key_parts: dict[str, Any]) -> None:
+    # the lock excludes other writers, so an unfinished folder was left by a killed process
+    for leftover in folder.parent.glob(f".{folder.name}.*.writing"):
+        shutil.rmtree(leftover)
+    # not by tempfile, whose folders are private to their creator: a cache may be shared
     writing = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.writing")
     writing.mkdir()
     try:
-        with (writing / _TABLE).open("wb") as file:
+        with (writing / _TABLE_FILE).open("wb") as file:
             count = _write_rows(task, split, file)
             file.flush()
             os.fsync(file.fileno())
-        named = {"files": [str(path) for path in task.sources(split)], "remarks": task.remarks.get(split, {})}
-        json_stream.write_json(writing / _ABOUT, {**about, "count": count, **named})
+        files, warnings = [str(path) for path in task.sources(split)], task.warnings.get(split, {})
+        info = {**key_parts, "count": count, "files": files, "warnings": warnings}
+        atomic_write_json(writing / _INFO_FILE, info)
         shutil.rmtree(folder, ignore_errors=True)
         os.rename(writing, folder)
     finally:
@@ -158,24 +154,26 @@ def _make(task: Task, split: str, folder: Path, about: dict[str, Any]) -> None:
 
 def _write_rows(task: Task, split: str, file: Any) -> int:
     schema = FEATURES.arrow_schema
-    where = task.where(split)
+    config_path = task.config_path(split)
     seen: set[str] = set()
-    problems = json_stream.Problems(where)
+    problems = json_stream.ErrorCollector(config_path)
     with pa.ipc.new_stream(file, schema) as writer:
         for rows in _batches(task.read(split)):
             for example in rows:
                 if example.id in seen:
                     problems.add("two examples have the same id", example.id)
                 if len(example.answers) != len(example.scores):
-                    problems.add("an example has other numbers of answers and scores", example.id)
+                    problems.add("an example has different numbers of answers and scores", example.id)
                 seen.add(example.id)
-            writer.write_batch(_record_batch(rows, schema, where))
+            writer.write_batch(_record_batch(rows, schema, config_path))
     if not seen:
         problems.add("the split is empty", ", ".join(map(str, task.sources(split))))
     expected = getattr(task.config.splits[split], "expected_count", None)
     if expected is not None and len(seen) != expected:
-        problems.add("another number of examples than expected_count", f"{len(seen):,} found, {expected:,} expected")
-    problems.raise_any()
+        problems.add(
+            "the number of examples differs from expected_count", f"{len(seen):,} found, {expected:,} expected"
+        )
+    problems.raise_if_any()
     return len(seen)
 
 
@@ -183,14 +181,14 @@ def _batches(examples: Iterator[Example]) -> Iterator[list[Example]]:
     rows: list[Example] = []
     for example in examples:
         rows.append(example)
-        if len(rows) == _ROWS_A_WRITE:
+        if len(rows) == _ROWS_PER_BATCH:
             yield rows
             rows = []
     if rows:
         yield rows
 
 
-def _record_batch(rows: Sequence[Example], schema: pa.Schema, where: str) -> pa.RecordBatch:
+def _record_batch(rows: Sequence[Example], schema: pa.Schema, config_path: str) -> pa.RecordBatch:
     columns = {
         "id": [row.id for row in rows],
         "images": [row.images for row in rows],
@@ -202,5 +200,5 @@ def _record_batch(rows: Sequence[Example], schema: pa.Schema, where: str) -> pa.
     try:
         return pa.record_batch([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
     except UnicodeEncodeError as error:
-        # JSON can name half of a surrogate pair, which is no character
-        raise InputError(f"{where}: text that is no Unicode: {error.object[:80]!r}") from None
+        # JSON can contain half of a surrogate pair, which is not a character
+        raise InputError(f"{config_path}: text that is not valid Unicode: {error.object[:80]!r}") from None

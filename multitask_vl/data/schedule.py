@@ -1,4 +1,4 @@
-"""Which task and which rows does step n train: a pure function of (seed, step), so that resuming is arithmetic."""
+"""Schedule of tasks and rows: a pure function of (seed, step), so that resuming needs no state."""
 
 from __future__ import annotations
 
@@ -9,51 +9,49 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from multitask_vl.config.schema import MixingConfig
-from multitask_vl.data.length_groups import grouped
+from multitask_vl.config.schema import SamplingConfig
+from multitask_vl.data.length_bucketing import bucket_by_length
 
 
 @dataclass(frozen=True)
-class Draw:
-    """What one step trains.
+class StepPlan:
+    """Task and rows of one training step.
 
     Attributes:
         step: 0-based.
         task: name of the task.
         rows: row ids of the task's training split [B]; the same on every process.
-        visit: how many batches of this task came before.
+        batch_index: number of earlier batches of this task.
     """
 
     step: int
     task: str
     rows: np.ndarray
-    visit: int
+    batch_index: int
 
 
 class Schedule:
     """The order of tasks and rows, the same on every process and after every restart.
 
-    Time is cut into cycles of `steps_per_epoch` steps. Each cycle gives every task a fixed number of steps (its share)
-    in an order shuffled by (seed, cycle). A task walks through its rows without replacement, in an order shuffled by
-    (seed, task, pass), and starts the next pass where the last one ended; the last batch of a pass may be smaller. With
-    the ``proportional`` mixture a cycle is one pass over every task, as VL-Adapter's round-robin loader does.
-
-    With ``lengths`` a batch has rows of like length (see `multitask_vl.data.length_groups`); what else is said here
-    holds as well.
+    An epoch has `steps_per_epoch` steps and gives every task a fixed number of them (`steps_per_task`), in an order
+    shuffled by (seed, epoch). A task iterates over its rows without replacement, in an order shuffled by (seed, task,
+    task epoch); its next task epoch starts where the last one ended, and the last batch of a task epoch may be smaller.
+    With ``proportional`` sampling an epoch is one task epoch of every task, like VL-Adapter's round-robin loader.
 
     Args:
         sizes: task -> number of training rows.
-        batch_sizes: task -> rows of one step, over all processes.
-        mixing: how steps are shared between tasks.
+        batch_sizes: task -> rows per step, over all processes.
+        sampling: how the steps of an epoch are divided between tasks.
         seed: decides every order.
-        lengths: task -> a number for each of its rows, the larger the longer; None: rows are mixed as they come.
+        lengths: task -> sort key of each of its rows; batches then have rows of similar length
+            (`multitask_vl.data.length_bucketing`). None: no bucketing.
     """
 
     def __init__(
         self,
         sizes: Mapping[str, int],
         batch_sizes: Mapping[str, int],
-        mixing: MixingConfig,
+        sampling: SamplingConfig,
         seed: int,
         lengths: Mapping[str, np.ndarray] | None = None,
     ):
@@ -63,61 +61,62 @@ class Schedule:
         self.seed = seed
         self.batches = {task: math.ceil(sizes[task] / batch_sizes[task]) for task in self.tasks}
         self.steps_per_epoch = sum(self.batches.values())
-        self.shares = _shares(self.batches, mixing)
+        self.steps_per_task = _apportion(self.batches, sampling)
         self.lengths = lengths
-        self._grouped: dict[int, tuple[int, np.ndarray]] = {}
+        self._bucketed: dict[int, tuple[int, np.ndarray]] = {}
 
-    def draw(self, step: int) -> Draw:
-        """Task and rows of ``step``; costs the same for any step."""
-        cycle, offset = divmod(step, self.steps_per_epoch)
-        order, seen = _cycle(self.seed, cycle, tuple(self.shares.values()))
+    def plan(self, step: int) -> StepPlan:
+        """Return the task and rows of ``step``; the cost does not depend on the step."""
+        epoch, offset = divmod(step, self.steps_per_epoch)
+        order, earlier = _task_order(self.seed, epoch, tuple(self.steps_per_task.values()))
         index = int(order[offset])
         task = self.tasks[index]
-        visit = cycle * self.shares[task] + int(seen[offset])
-        passed, batch = divmod(visit, self.batches[task])
+        batch_index = epoch * self.steps_per_task[task] + int(earlier[offset])
+        task_epoch, batch = divmod(batch_index, self.batches[task])
         size = self.batch_sizes[task]
-        rows = self._order(index, passed)[batch * size : (batch + 1) * size]
-        return Draw(step=step, task=task, rows=rows, visit=visit)
+        rows = self._row_order(index, task_epoch)[batch * size : (batch + 1) * size]
+        return StepPlan(step=step, task=task, rows=rows, batch_index=batch_index)
 
-    def _order(self, index: int, passed: int) -> np.ndarray:
-        """All rows of a task in the order of one pass."""
+    def _row_order(self, index: int, task_epoch: int) -> np.ndarray:
+        """All rows of a task in the order of one task epoch."""
         task = self.tasks[index]
-        order = _pass(self.seed, index, passed, self.sizes[task])
+        order = _permutation(self.seed, index, task_epoch, self.sizes[task])
         if self.lengths is None:
             return order
-        if self._grouped.get(index, (None,))[0] != passed:
-            rng = np.random.default_rng([self.seed, 6, index, passed])
-            self._grouped[index] = passed, grouped(order, self.lengths[task], self.batch_sizes[task], rng)
-        return self._grouped[index][1]
+        if self._bucketed.get(index, (None,))[0] != task_epoch:
+            rng = np.random.default_rng([self.seed, 6, index, task_epoch])
+            bucketed = bucket_by_length(order, self.lengths[task], self.batch_sizes[task], rng)
+            self._bucketed[index] = task_epoch, bucketed
+        return self._bucketed[index][1]
 
 
-def _shares(batches: Mapping[str, int], mixing: MixingConfig) -> dict[str, int]:
-    """Steps of each task in a cycle: by largest remainder, at least one each, summing to the cycle's length."""
-    power = {"proportional": 1.0, "temperature": 1.0 / mixing.temperature, "uniform": 0.0}[mixing.strategy]
+def _apportion(batches: Mapping[str, int], sampling: SamplingConfig) -> dict[str, int]:
+    """Steps of each task in an epoch: by largest remainder, at least one each, summing to the length of the epoch."""
+    power = {"proportional": 1.0, "temperature": 1.0 / sampling.temperature, "uniform": 0.0}[sampling.strategy]
     total = sum(batches.values())
     weights = {task: count**power for task, count in batches.items()}
     exact = {task: weight / sum(weights.values()) * total for task, weight in weights.items()}
-    shares = {task: max(1, math.floor(value)) for task, value in exact.items()}
-    by_remainder = sorted(exact, key=lambda task: exact[task] - shares[task], reverse=True)
-    for task in by_remainder[: max(0, total - sum(shares.values()))]:
-        shares[task] += 1
-    while sum(shares.values()) > total:  # a floor of one step lifted a tiny task: take it from the largest
-        shares[max(shares, key=shares.__getitem__)] -= 1
-    return shares
+    steps_per_task = {task: max(1, math.floor(value)) for task, value in exact.items()}
+    by_remainder = sorted(exact, key=lambda task: exact[task] - steps_per_task[task], reverse=True)
+    for task in by_remainder[: max(0, total - sum(steps_per_task.values()))]:
+        steps_per_task[task] += 1
+    while sum(steps_per_task.values()) > total:  # a tiny task was raised to one step: take it from the largest task
+        steps_per_task[max(steps_per_task, key=steps_per_task.__getitem__)] -= 1
+    return steps_per_task
 
 
 @functools.lru_cache(maxsize=4)
-def _cycle(seed: int, cycle: int, shares: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Task index of each step of a cycle, and how often that task came before within the cycle."""
-    order = np.repeat(np.arange(len(shares)), shares)
-    np.random.default_rng([seed, 0, cycle]).shuffle(order)
-    seen = np.empty_like(order)
-    for index in range(len(shares)):
-        places = order == index
-        seen[places] = np.arange(places.sum())
-    return order, seen
+def _task_order(seed: int, epoch: int, steps_per_task: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Task index of each step of an epoch, and the number of earlier steps of that task in the epoch."""
+    order = np.repeat(np.arange(len(steps_per_task)), steps_per_task)
+    np.random.default_rng([seed, 0, epoch]).shuffle(order)
+    earlier = np.empty_like(order)
+    for index in range(len(steps_per_task)):
+        steps = order == index
+        earlier[steps] = np.arange(steps.sum())
+    return order, earlier
 
 
 @functools.lru_cache(maxsize=16)
-def _pass(seed: int, index: int, passed: int, size: int) -> np.ndarray:
-    return np.random.default_rng([seed, 1, index, passed]).permutation(size)
+def _permutation(seed: int, index: int, task_epoch: int, size: int) -> np.ndarray:
+    return np.random.default_rng([seed, 1, index, task_epoch]).permutation(size)

@@ -1,1 +1,1 @@
-"""How does a saved adapter look in a browser: a page with task, picture and question, and where the model looked."""
+"""Web page that asks saved adapters about uploaded images and shows their attention."""

@@ -1,4 +1,4 @@
-"""What does the demo's page look like, and what serves it: gradio behind a gate, without anything from elsewhere."""
+"""The demo page and its server: gradio behind a request guard, without resources from other hosts."""
 
 from __future__ import annotations
 
@@ -7,43 +7,50 @@ import os
 import signal
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
-from multitask_vl.demo.answers import Answers
-from multitask_vl.demo.request_guard import Gate
+from multitask_vl.demo.answers import TEMPLATE_ENV, AnswerRenderer, TaskInputs
+from multitask_vl.demo.request_guard import RequestGuard
 from multitask_vl.errors import InputError
 
 TITLE = "multitask-vl: ask a saved adapter"
-SPARE_BYTES = 100_000
-"""Of an upload's body, beside the file."""
-KEPT_S = 3600
-"""How long an upload stays on disk; all go when the server ends."""
+MULTIPART_OVERHEAD_BYTES = 100_000
+"""Maximum size of an upload's request body in addition to the file."""
+UPLOAD_LIFETIME_S = 3600
+"""How long an upload stays on disk; all are deleted when the server ends."""
 FONTS = ["system-ui", "sans-serif"]
+WARNING_BANNER = TEMPLATE_ENV.from_string(
+    '<div class="mvl-banner" role="note">{% for warning in warnings %}<p>{{ warning }}</p>{% endfor %}</div>'
+)
 
 
-def application(answers: Answers, folder: Path, hosts: list[str] | None = None) -> Callable:
-    """The ASGI application of the page.
+def create_app(renderer: AnswerRenderer, upload_dir: Path, hosts: list[str] | None = None) -> Callable:
+    """Create the ASGI application of the page.
 
     Args:
-        answers: asked by the page.
-        folder: an empty one, for uploads.
-        hosts: names by which the server may be called; None: any.
+        renderer: answers the questions.
+        upload_dir: an empty folder for uploads.
+        hosts: accepted values of the Host header; None: any.
 
     Raises:
         InputError: gradio is not installed.
     """
-    # read where gradio is imported
+    # gradio reads them at import
     os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "HF_HUB_DISABLE_TELEMETRY": "1"}
     try:
         import gradio
         from fastapi import FastAPI
     except ImportError as error:
-        raise InputError('the page needs gradio: pip install "multitask-vl[demo]" (here: -e ".[demo]")') from error
-    before, os.environ["GRADIO_TEMP_DIR"] = os.environ.get("GRADIO_TEMP_DIR"), str(folder)
-    try:
-        blocks = _blocks(gradio, answers)
+        raise InputError(
+            'the demo needs gradio: pip install "multitask-vl[demo]" (from a checkout: pip install -e ".[demo]")'
+        ) from error
+    max_file_size = int(renderer.limits.megabytes * 1e6)
+    with _environment("GRADIO_TEMP_DIR", str(upload_dir)):
+        blocks = _build_blocks(gradio, renderer)
         app = gradio.mount_gradio_app(
             FastAPI(openapi_url=None, docs_url=None, redoc_url=None),
             blocks,
@@ -56,132 +63,143 @@ def application(answers: Answers, folder: Path, hosts: list[str] | None = None) 
             ssr_mode=False,
             pwa=False,
             mcp_server=False,
-            # what goes wrong inside is told in the terminal, not to whoever asks
+            # internal errors are shown in the terminal, not to clients
             show_error=False,
-            max_file_size=int(answers.limits.megabytes * 1e6),
+            max_file_size=max_file_size,
         )
+    return RequestGuard(app, hosts, upload_dir, max_file_size + MULTIPART_OVERHEAD_BYTES, blocks.fns)
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """Set an environment variable inside the context."""
+    previous = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
     finally:
-        del os.environ["GRADIO_TEMP_DIR"]
-        if before is not None:
-            os.environ["GRADIO_TEMP_DIR"] = before
-    return Gate(app, hosts, folder, int(answers.limits.megabytes * 1e6) + SPARE_BYTES, blocks.fns)
+        del os.environ[name]
+        if previous is not None:
+            os.environ[name] = previous
 
 
-def _blocks(gradio, answers: Answers):
-    tasks, limits = answers.tasks, answers.limits
-    first = next(iter(tasks))
-    with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(KEPT_S, KEPT_S)) as blocks:
-        gradio.Markdown(f"# Ask a saved adapter\n\n{_said_of(answers)}", elem_id="mvl-head")
-        if answers.remarks:
-            gradio.HTML(_banner(answers.remarks), elem_id="mvl-random")
+def _build_blocks(gradio: ModuleType, renderer: AnswerRenderer) -> Any:
+    tasks, limits = renderer.tasks, renderer.limits
+    initial = next(iter(tasks))
+    with gradio.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(UPLOAD_LIFETIME_S,) * 2) as blocks:
+        gradio.Markdown(f"# Ask a saved adapter\n\n{_introduction(renderer)}", elem_id="mvl-head")
+        if renderer.warnings:
+            gradio.HTML(WARNING_BANNER.render(warnings=renderer.warnings), elem_id="mvl-warnings")
         with gradio.Row():
             with gradio.Column(scale=1, min_width=300):
-                task = gradio.Dropdown(list(tasks), value=first, label="Task", filterable=False)
-                most = max(wanted for wanted, _ in tasks.values())
-                pictures, previews = [], []
-                for number in range(most):
-                    visible = number < tasks[first][0]
-                    pictures.append(
-                        gradio.File(
-                            label=_label(number, tasks[first][0], limits.megabytes),
-                            visible=visible,
-                            file_count="single",
-                            height=130,
-                            elem_classes=["mvl-file"],
-                        )
-                    )
-                    previews.append(gradio.HTML(visible=visible, padding=False))
+                task = gradio.Dropdown(list(tasks), value=initial, label="Task", filterable=False)
+                uploads, previews = _upload_slots(gradio, tasks, initial, limits.megabytes)
                 text = gradio.Textbox(
                     label="Question or statement",
                     max_length=limits.characters,
                     lines=2,
-                    visible=tasks[first][1],
+                    visible=tasks[initial].has_text,
                     placeholder="what color is the circle?",
                 )
                 ask = gradio.Button("Ask", variant="primary")
             with gradio.Column(scale=2, min_width=300):
                 answer = gradio.HTML("<p>Answers appear here.</p>", elem_id="mvl-answer", padding=False)
-        for picture, preview in zip(pictures, previews, strict=True):
-            picture.change(answers.preview, picture, preview, api_name=False, show_progress="hidden")
+        for upload, preview in zip(uploads, previews, strict=True):
+            upload.change(renderer.render_preview, upload, preview, api_name=False, show_progress="hidden")
         task.change(
-            lambda name: _shown(gradio, tasks[name], most, limits.megabytes),
+            lambda name: _input_updates(gradio, tasks[name], len(uploads), limits.megabytes),
             task,
-            [*pictures, *previews, text],
+            [*uploads, *previews, text],
             api_name=False,
         )
-        asked = [task, text, *pictures]
         for event in (ask.click, text.submit):
             event(
-                lambda task, text, *paths: answers(task, _of(tasks, task, paths), text), asked, answer, api_name=False
+                lambda task, text, *paths: renderer.render(task, _visible_uploads(tasks, task, paths), text),
+                [task, text, *uploads],
+                answer,
+                api_name=False,
             )
-    return blocks.queue(max_size=limits.waiting, default_concurrency_limit=1, api_open=False)
+    return blocks.queue(max_size=limits.max_queue, default_concurrency_limit=1, api_open=False)
 
 
-def _shown(gradio, wants: tuple[int, bool], most: int, megabytes: float) -> list:
-    """What a task asks for is shown, the rest not."""
-    wanted, reads_text = wants
-    files_ = [gradio.update(visible=number < wanted, label=_label(number, wanted, megabytes)) for number in range(most)]
-    previews = [gradio.update(visible=number < wanted) for number in range(most)]
-    return [*files_, *previews, gradio.update(visible=reads_text)]
+def _upload_slots(
+    gradio: ModuleType, tasks: Mapping[str, TaskInputs], initial: str, megabytes: float
+) -> tuple[list, list]:
+    """Upload fields and previews for the task with the most images; those that ``initial`` does not take are hidden."""
+    num_visible, uploads, previews = tasks[initial].num_images, [], []
+    for index in range(max(inputs.num_images for inputs in tasks.values())):
+        visible = index < num_visible
+        label = _upload_label(index, num_visible, megabytes)
+        uploads.append(
+            gradio.File(label=label, visible=visible, file_count="single", height=130, elem_classes=["mvl-file"])
+        )
+        previews.append(gradio.HTML(visible=visible, padding=False))
+    return uploads, previews
 
 
-def _of(tasks: dict[str, tuple[int, bool]], task: str, paths: tuple[str | None, ...]) -> tuple[str | None, ...]:
-    """The pictures that a task shows; one that is left of another task is hidden and not meant."""
-    return paths[: tasks[task][0]] if task in tasks else paths
+def _input_updates(gradio: ModuleType, inputs: TaskInputs, num_slots: int, megabytes: float) -> list:
+    """Show the inputs that a task takes and hide the others."""
+    visible = [index < inputs.num_images for index in range(num_slots)]
+    labels = [_upload_label(index, inputs.num_images, megabytes) for index in range(num_slots)]
+    return [
+        *(gradio.update(visible=shown, label=label) for shown, label in zip(visible, labels, strict=True)),
+        *(gradio.update(visible=shown) for shown in visible),
+        gradio.update(visible=inputs.has_text),
+    ]
 
 
-def _label(number: int, wanted: int, megabytes: float) -> str:
-    which = "Picture" if wanted == 1 else f"Picture {number + 1} of {wanted}"
-    return f"{which}: PNG, JPEG, ... of at most {megabytes:g} MB"
+def _visible_uploads(tasks: Mapping[str, TaskInputs], task: str, paths: Sequence[str | None]) -> Sequence[str | None]:
+    """Uploads that the task's page shows; an upload for another task stays in its hidden field."""
+    return paths[: tasks[task].num_images] if task in tasks else paths
 
 
-def _said_of(answers: Answers) -> str:
-    names = list(answers.pipelines)
-    limits = answers.limits
-    whose = "one adapter" if len(names) == 1 else f"{len(names)} adapters side by side"
+def _upload_label(index: int, num_images: int, megabytes: float) -> str:
+    name = "Image" if num_images == 1 else f"Image {index + 1} of {num_images}"
+    return f"{name} (PNG, JPEG, ..., at most {megabytes:g} MB)"
+
+
+def _introduction(renderer: AnswerRenderer) -> str:
+    count, limits = len(renderer.pipelines), renderer.limits
+    answers = "The adapter answers" if count == 1 else f"{count} adapters answer side by side, each"
     return (
-        f"Choose a task, a picture and a question; {whose} will answer, with where each looked. Pictures of at most "
-        f"{limits.megabytes:g} megabytes and {limits.megapixels:g} megapixels; they are deleted within two hours."
+        f"Choose a task, upload an image and ask a question. {answers} with a map of its attention. Images may have up "
+        f"to {limits.megabytes:g} MB and {limits.megapixels:g} megapixels; they are deleted within two hours."
     )
 
 
-def _banner(remarks: list[str]) -> str:
-    from multitask_vl.demo.answers import TEMPLATES
-
-    return TEMPLATES.from_string(
-        '<div class="mvl-banner" role="note">{% for one in remarks %}<p>{{ one }}</p>{% endfor %}</div>'
-    ).render(remarks=remarks)
-
-
-def serve(answers: Answers, host: str, port: int, hosts: list[str] | None) -> None:
-    """Serve the page until the process is interrupted; uploads are gone then.
+def serve(renderer: AnswerRenderer, host: str, port: int, hosts: list[str] | None) -> None:
+    """Serve the page until the process is interrupted, then delete the uploads.
 
     Args:
-        port: 0 for any that is free; the address is printed.
-        hosts: as `application` takes them.
+        renderer: answers the questions.
+        host: address to listen on.
+        port: port; 0: any free one. The address is printed.
+        hosts: accepted values of the Host header; None: any.
 
     Raises:
-        InputError: gradio is not installed, or the address cannot be had.
+        InputError: gradio is not installed, or the address is not available.
     """
-    with tempfile.TemporaryDirectory(prefix="multitask-vl-demo-", ignore_cleanup_errors=True) as folder:
-        app = application(answers, Path(folder), hosts)
+    with tempfile.TemporaryDirectory(prefix="multitask-vl-demo-", ignore_cleanup_errors=True) as upload_dir:
+        app = create_app(renderer, Path(upload_dir), hosts)
         import uvicorn
 
-        with listening(host, port) as socket_:
-            place, number = socket_.getsockname()[:2]
-            shown = f"[{place}]" if ":" in place else place
-            print(f"http://{shown}:{number}/  (ends with Ctrl-C)", flush=True)
+        with listen(host, port) as server_socket:
+            address, number = server_socket.getsockname()[:2]
+            shown = f"[{address}]" if ":" in address else address
+            print(f"http://{shown}:{number}/  (stop with Ctrl-C)", flush=True)
             server = uvicorn.Server(uvicorn.Config(app, log_level="warning", ws="none", timeout_graceful_shutdown=2))
-            # it raises the signal that ended it once more, which must not keep the folder from being removed
+            # uvicorn raises the signal again after shutdown; as an exception it does not prevent the cleanup
             signal.signal(signal.SIGTERM, signal.default_int_handler)
             with contextlib.suppress(KeyboardInterrupt):
-                server.run([socket_])
+                server.run([server_socket])
 
 
-def listening(host: str, port: int) -> socket.socket:
-    """A socket that listens; InputError if the address cannot be had."""
+def listen(host: str, port: int) -> socket.socket:
+    """Return a listening socket; raise InputError if the address is not available."""
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         return socket.create_server(address[:2], family=family)
     except (OSError, OverflowError) as error:
-        raise InputError(f"--host {host} --port {port}: {error}. Another port, or 0 for any: --port 0") from error
+        raise InputError(
+            f"--host {host} --port {port}: {error}. Choose another port; --port 0 is any free one"
+        ) from error

@@ -1,4 +1,4 @@
-"""Is an uploaded file a picture that this page takes: told by its header, before anything is decoded."""
+"""Validation of uploaded images, by their header before anything is decoded."""
 
 from __future__ import annotations
 
@@ -8,69 +8,70 @@ from pathlib import Path
 
 from PIL import Image
 
-from feature_extraction.images.preprocessing import Unreadable, read_upright
-from multitask_vl.inference.image_features import what_it_is
+from feature_extraction.images.preprocessing import ImageDecodeError, load_rgb
+from multitask_vl.inference.image_features import describe_non_image
 
-SHOWN = 640
-"""Longest side of a picture on the page, in pixels."""
+MAX_DISPLAY_SIDE = 640
+"""Longest side of an image on the page, in pixels."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What the page takes.
+    """Limits of one question.
 
     Attributes:
-        megabytes: of one upload.
-        megapixels: of one picture, which a small file may hold many of.
-        characters: of a question.
-        waiting: questions that may wait for their turn.
+        megabytes: maximum size of an upload.
+        megapixels: maximum size of an image, which a small file may exceed.
+        characters: maximum length of the text.
+        max_queue: maximum number of queued questions.
     """
 
     megabytes: float = 10
     megapixels: float = 40
     characters: int = 1000
-    waiting: int = 64
+    max_queue: int = 64
 
 
-class Refused(Exception):
-    """An upload that is not taken; the text is the reason, without a path of the server."""
+class UploadRejected(Exception):
+    """An upload that is rejected; the text is the reason, without paths of the server."""
 
 
-def picture(path: Path, limits: Limits) -> Image.Image:
-    """An uploaded picture as the model sees it, upright and in RGB, at most `SHOWN` pixels long.
+def load_upload(path: Path, limits: Limits) -> Image.Image:
+    """Return an uploaded image in RGB and in its display orientation, at most `MAX_DISPLAY_SIDE` pixels long.
 
     Raises:
-        Refused: it is too large, or it is no picture.
+        UploadRejected: the file is too large, or it is not an image.
     """
-    what = f"{path.name}: not taken: "
+    prefix = f"{path.name}: rejected: "
     if not path.is_file():
-        raise Refused(f"{what}it is not there any more; upload it again")
+        raise UploadRejected(f"{prefix}the upload has expired; upload it again")
     if path.stat().st_size > limits.megabytes * 1e6:
-        raise Refused(f"{what}it has {path.stat().st_size / 1e6:.1f} megabytes; at most {limits.megabytes:g}")
-    if known := what_it_is(path):
-        raise Refused(f"{what}{known}")
-    width, height = _size(path, what)
+        size = path.stat().st_size / 1e6
+        raise UploadRejected(f"{prefix}the file has {size:.1f} MB; the maximum is {limits.megabytes:g} MB")
+    if reason := describe_non_image(path):
+        raise UploadRejected(f"{prefix}{reason}")
+    width, height = _image_size(path, prefix)
     if width * height > limits.megapixels * 1e6:
-        raise Refused(
-            f"{what}it has {width} x {height} = {width * height / 1e6:.1f} megapixels; at most {limits.megapixels:g}. "
-            "Make it smaller"
+        raise UploadRejected(
+            f"{prefix}the image has {width} x {height} = {width * height / 1e6:.1f} megapixels; the maximum is "
+            f"{limits.megapixels:g}. Reduce its size"
         )
     try:
-        image, _ = read_upright(path)
-    except Unreadable as error:
-        raise Refused(f"{what}{str(error).replace(str(path.parent), '')}") from error
-    image.thumbnail((SHOWN, SHOWN), Image.Resampling.LANCZOS)
+        image, _ = load_rgb(path)
+    except ImageDecodeError as error:
+        raise UploadRejected(f"{prefix}{str(error).replace(str(path.parent), '')}") from error
+    image.thumbnail((MAX_DISPLAY_SIDE, MAX_DISPLAY_SIDE), Image.Resampling.LANCZOS)
     return image
 
 
-def _size(path: Path, what: str) -> tuple[int, int]:
+def _image_size(path: Path, prefix: str) -> tuple[int, int]:
     try:
         with warnings.catch_warnings():
-            # its size is looked at here, with a limit of ours
+            # the caller checks the size against its own limit
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
-                return opened.size
+            with Image.open(path) as image:
+                return image.size
     except Image.DecompressionBombError as error:
-        raise Refused(f"{what}it has far too many pixels ({str(error).split(' pixels')[0]})") from error
-    except Exception as error:  # on damaged files Pillow's decoders raise nearly every type there is
-        raise Refused(f"{what}no picture of a kind that is known (PNG, JPEG, WebP, GIF, BMP, TIFF)") from error
+        raise UploadRejected(f"{prefix}the image has far too many pixels ({str(error).split(' pixels')[0]})") from error
+    except Exception as error:  # Pillow's decoders raise many types on damaged files
+        raise UploadRejected(f"{prefix}not a supported image file (PNG, JPEG, WebP, GIF, BMP, TIFF)") from error

@@ -1,157 +1,160 @@
-"""What does a run need, from the YAML to one step, and what of it is there: asked by the functions of training."""
+"""Checks of a run's inputs and devices, up to one training step, with the functions that training calls."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import math
-import resource
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 
-from multitask_vl.config import Loaded, load
+from multitask_vl.config import LoadedConfig, load
 from multitask_vl.config.schema import Config
-from multitask_vl.doctor.machine import devices, disk, memory, packages, size, writable
+from multitask_vl.data.schedule import Schedule, StepPlan
+from multitask_vl.doctor.machine import (
+    check_devices,
+    check_disk,
+    check_memory,
+    check_packages,
+    format_bytes,
+    write_problems,
+)
 from multitask_vl.errors import InputError
 from multitask_vl.models.build import build_model
 from multitask_vl.reproduction.parameters import parameter_report
-from multitask_vl.run.build import Run, assemble
-from multitask_vl.run.checks import TRAIN, Finding, Needs, find_needs, splits_of
-from multitask_vl.training.optim import build_optimizer, clip_gradients
-from multitask_vl.training.resume import where_to_start
+from multitask_vl.run.build import Run, build_run
+from multitask_vl.run.checks import TRAIN, Check, RunInputs, check_inputs, configured_splits
+from multitask_vl.storage.memory import peak_memory
+from multitask_vl.training.resume import find_resume_checkpoint
+from multitask_vl.training.state import TrainState
+from multitask_vl.training.step import train_step
 
-ROWS = 2
-"""Of each task in the step that is tried."""
+ROWS_PER_TASK = 2
+"""Rows of each task in the trial step."""
+BLOCKED = "blocked by the problems below"
 
 
-def examine(path: Path, overrides: Sequence[str] = (), step: bool = True) -> list[Finding]:
-    """Findings about a configuration, each thing looked at once; where one is missing, what does not need it goes on.
+def run_checks(path: Path, overrides: Sequence[str] = (), step: bool = True) -> list[Check]:
+    """Check a configuration. After a problem, the checks that do not depend on it still run.
 
     Args:
-        path, overrides: as given to training.
-        step: whether to try a training step on real rows; nothing of it is kept.
+        path: the configuration file.
+        overrides: ``key=value`` overrides, as for training.
+        step: whether to try a training step on real rows; its results are discarded.
     """
-    configuration = Finding("configuration")
-    loaded = configuration.look(lambda: load(path, overrides), _told)
-    findings = [configuration, packages()]
+    configuration = Check("configuration")
+    loaded = configuration.run(lambda: load(path, overrides), _describe_config)
+    checks = [configuration, check_packages()]
     if loaded is None:
-        return findings
+        return checks
     config = loaded.config
-    processes, accelerator = devices(config)
+    devices, accelerator = check_devices(config)
     device = accelerator.device if accelerator else torch.device("cpu")
-    findings += [processes, _run_folder(config)]
-    needs = find_needs(config, splits_of(config))
-    findings += needs.findings
-    counts = Finding("parameters")
-    report = counts.look(lambda: parameter_report(config, needs.tokenizer), _counted)
-    findings.append(counts)
-    fits = False
-    if report is not None:
-        room = memory(report["trainable"], report["total"], device)
-        findings += [disk(config, report["trainable"], needs.tables.values()), room]
-        fits = not room.problems
-    complete = accelerator is not None and not any(one.problems for one in findings)
-    weights, run = _weights(config, accelerator, device, needs, complete, fits)
-    return [*findings, weights, _step(run, accelerator, step)]
+    checks += [devices, _check_run_dir(config)]
+    inputs = check_inputs(config, configured_splits(config))
+    checks += inputs.checks
+    parameters = Check("parameters")
+    counts = parameters.run(lambda: parameter_report(config, inputs.tokenizer), _describe_parameters)
+    checks.append(parameters)
+    fits_in_memory = False
+    if counts is not None:
+        memory = check_memory(counts["trainable"], counts["total"], device)
+        checks += [check_disk(config, counts["trainable"], inputs.tables.values()), memory]
+        fits_in_memory = not memory.problems
+    if accelerator is not None and not any(check.problems for check in checks):
+        backbone, run = _check_run(config, accelerator, inputs)
+    else:
+        backbone, run = _check_backbone(config, device, inputs, fits_in_memory), None
+    return [*checks, backbone, _check_step(run, accelerator, step)]
 
 
-def _told(loaded: Loaded) -> str:
-    methods = " + ".join(one.name for one in loaded.config.method) or "no method"
+def _describe_config(loaded: LoadedConfig) -> str:
+    methods = " + ".join(method.name for method in loaded.config.method) or "no method"
     functions = loaded.config.routing.function
     routing = functions if isinstance(functions, str) else ", ".join(dict.fromkeys(functions.values()))
     return f"{len(loaded.config.tasks)} tasks, {methods}, routing {routing}"
 
 
-def _run_folder(config: Config) -> Finding:
-    finding, said = Finding("run folder"), io.StringIO()
-    with contextlib.redirect_stdout(said):
-        finding.look(
-            lambda: where_to_start(config),
-            lambda start: f"{config.run_dir}, " + ("a fresh start" if start is None else f"goes on from {start.name}"),
-        )
-    finding.remarks += [] if finding.problems else said.getvalue().splitlines()
-    finding.problems += writable("run_dir", config.run_dir)
-    return finding
+def _check_run_dir(config: Config) -> Check:
+    check = Check("run folder")
+    found = check.run(
+        lambda: find_resume_checkpoint(config),
+        lambda found: f"{config.run_dir}, " + (f"resumes from {found[0].name}" if found[0] else "starts from scratch"),
+    )
+    check.warnings += found[1] if found else []
+    check.problems += write_problems("run_dir", config.run_dir)
+    return check
 
 
-def _counted(report: dict) -> str:
-    share = 100 * report["trainable"] / report["total"]
-    return f"{report['trainable']:,} of {report['total']:,} are trained ({share:.2f} %)"
+def _describe_parameters(counts: dict) -> str:
+    percent = 100 * counts["trainable"] / counts["total"]
+    return f"{counts['trainable']:,} of {counts['total']:,} are trainable ({percent:.2f} %)"
 
 
-def _weights(
-    config: Config, accelerator: Accelerator | None, device: torch.device, needs: Needs, complete: bool, fits: bool
-) -> tuple[Finding, Run | None]:
-    """The model with its weights; a whole run around it where everything else is there."""
-    finding = Finding("backbone")
-    told = config.backbone.pretrained or f"random weights of seed {config.seed}"
-    if complete:
-        return finding, finding.look(lambda: assemble(config, accelerator, needs), lambda _: told)
-    if needs.tokenizer is not None and fits:
-        finding.look(lambda: build_model(config, needs.tokenizer, device), lambda _: told)
+def _describe_weights(config: Config) -> str:
+    return config.backbone.pretrained or f"random weights from seed {config.seed}"
+
+
+def _check_run(config: Config, accelerator: Accelerator, inputs: RunInputs) -> tuple[Check, Run | None]:
+    """Build the model and everything else that a training step needs."""
+    check = Check("backbone")
+    return check, check.run(lambda: build_run(config, accelerator, inputs), lambda _: _describe_weights(config))
+
+
+def _check_backbone(config: Config, device: torch.device, inputs: RunInputs, fits_in_memory: bool) -> Check:
+    """Build the model alone, since other inputs of the run are missing."""
+    check, tokenizer = Check("backbone"), inputs.tokenizer
+    if tokenizer is not None and fits_in_memory:
+        check.run(lambda: build_model(config, tokenizer, device), lambda _: _describe_weights(config))
     else:
-        finding.skipped("not tried, see the problems")
-    return finding, None
+        check.skip(BLOCKED)
+    return check
 
 
-def _step(run: Run | None, accelerator: Accelerator | None, wanted: bool) -> Finding:
-    finding = Finding("one step")
-    if not wanted:
-        finding.skipped("left out (--no-step)")
-    elif run is None:
-        finding.skipped("not tried, see the problems")
+def _check_step(run: Run | None, accelerator: Accelerator | None, enabled: bool) -> Check:
+    check = Check("one step")
+    if not enabled:
+        check.skip("disabled by --no-step")
+    elif run is None or accelerator is None:
+        check.skip(BLOCKED)
     else:
         try:
-            finding.found = one_step(run, accelerator)
+            check.detail = one_step(run, accelerator)
         except InputError as error:
-            finding.problems += error.problems
-        # whatever it is, a run would end by it; its traceback is for the run itself to show
-        except Exception as error:
-            said = " ".join(str(error).split()) or "no message"
-            finding.problems.append(
-                f"one step: {type(error).__name__}: {said}. See where it comes from: python launch/train_multitask.py "
+            check.problems += error.problems
+        except Exception as error:  # any exception would end the run; training shows its traceback
+            message = " ".join(str(error).split()) or "no message"
+            check.problems.append(
+                f"one step: {type(error).__name__}: {message}. For the traceback run: multitask-vl train "
                 "--config CONFIG"
             )
-    return finding
+    return check
 
 
 def one_step(run: Run, accelerator: Accelerator) -> str:
-    """Train two rows of each task for one step, as the loop does; what came of it, in a line.
+    """Run one training step on two rows of each task and describe the outcome in one line.
 
     Raises:
         InputError: a loss or a gradient is not finite.
     """
-    settings = run.config.training
-    torch.manual_seed(run.config.seed)
-    parameters = run.model.trainable()
-    optimizer = build_optimizer(parameters, settings, run.model.pretrained())
-    if settings.gradient_checkpointing:
-        run.model.enable_gradient_checkpointing()
-    wrapped, prepared = accelerator.prepare(run.model, optimizer)
-    wrapped.train()
-    losses = {}
-    for name, task in run.tasks.items():
-        collator = run.collators[name, TRAIN]
-        rows = range(min(ROWS, len(collator.table)))
-        batch = collator.training(rows, run.config.seed, step=0).to(accelerator.device)
-        numerator, denominator = task.reduce(wrapped(batch), *batch.to_reduce())
-        loss = numerator / denominator.clamp(min=1e-12)
-        accelerator.backward(loss)
-        losses[name] = float(loss.detach())
-    accelerator.unscale_gradients(prepared)
-    norm = clip_gradients(parameters.values(), settings.clip_norm)
-    infinite = [name for name, loss in losses.items() if not math.isfinite(loss)]
-    if infinite or (not math.isfinite(norm) and accelerator.scaler is None):
-        told = f"the loss of {', '.join(infinite)}" if infinite else "the gradient"
-        raise InputError(f"one step: {told} is not finite; look at the features, or try training.mixed_precision=no")
-    prepared.step()
-    prepared.zero_grad(set_to_none=True)
-    if accelerator.device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(accelerator.device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    low, high = min(losses.values()), max(losses.values())
-    return f"{ROWS} rows of each task, losses {low:.1f} to {high:.1f}, peak memory {size(peak)}"
+    names = list(run.tasks)
+    changes = {"max_steps": len(names), "warmup_ratio": 0.0, "compile": False, "on_nonfinite": "skip"}
+    training = run.config.training.model_copy(update=changes | {"max_consecutive_skips": len(names) + 1})
+    config = run.config.model_copy(update={"training": training})
+    rows = {name: np.arange(min(ROWS_PER_TASK, len(run.collators[name, TRAIN].table))) for name in names}
+    sizes = {name: len(indices) for name, indices in rows.items()}
+    schedule = Schedule(sizes, sizes, config.sampling, config.seed)
+    state = TrainState.create(run.model, run.tasks, schedule, config, accelerator)
+    results = {}
+    for step, name in enumerate(names):
+        batch = run.collators[name, TRAIN].train_batch(rows[name], config.seed, step)
+        results[name] = train_step(state, StepPlan(step, name, rows[name], batch_index=0), batch)
+    if skipped := [name for name, result in results.items() if result.skipped]:
+        nonfinite = [name for name in skipped if not math.isfinite(results[name].loss)]
+        source = f"the loss of {', '.join(nonfinite)}" if nonfinite else f"the gradient of {', '.join(skipped)}"
+        raise InputError(f"one step: {source} is not finite; inspect the features, or try training.mixed_precision=no")
+    losses = [result.loss for result in results.values()]
+    peak = format_bytes(peak_memory(accelerator.device))
+    return f"{ROWS_PER_TASK} rows of each task, losses {min(losses):.1f} to {max(losses):.1f}, peak memory {peak}"

@@ -1,1 +1,1 @@
-"""How good is a model: predictions as files, and scores as functions of files."""
+"""Prediction of splits, and scores and submissions computed from prediction files."""

@@ -1,4 +1,4 @@
-"""In which arithmetic are predictions made: that of training, and in bf16 with weights that need no casts."""
+"""Numerical precision of inference: that of training, for bf16 with weights cast once."""
 
 from __future__ import annotations
 
@@ -9,38 +9,44 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from multitask_vl.models.kernels.fsdp import whole
+from multitask_vl.models.kernels.fsdp import unsharded
 
 
 @contextmanager
-def predicting_in(model: nn.Module, accelerator: Accelerator, bf16_weights: bool) -> Iterator[None]:
+def inference_precision(model: nn.Module, accelerator: Accelerator, cast_weights_bf16: bool) -> Iterator[None]:
     """Run the body in the precision of training.
 
-    Under bf16 all weights are bf16 for as long as the body runs, and autocast is off: it would cast what is trained
-    anew at every token, and go back to float32 at every norm. What is compiled for training is not used: the shapes of
-    predictions change at every token. Weights that are in shards are whole for as long.
+    With bf16, all weights are cast to bf16 while the body runs, and autocast is off: it would cast trainable weights
+    again at every token, and return to float32 at every norm. Compiled modules run eagerly, because the shapes of
+    generation change at every token. FSDP shards are gathered while the body runs.
+
+    Args:
+        model: model of the run, possibly sharded.
+        accelerator: gives the mixed precision of training.
+        cast_weights_bf16: see `EvaluationConfig`. False: autocast, as in training.
     """
-    bf16 = accelerator.mixed_precision == "bf16" and bf16_weights
+    bf16 = accelerator.mixed_precision == "bf16" and cast_weights_bf16
     eager = torch.compiler.set_stance("force_eager")
-    with eager, whole(model), _all_bf16(model) if bf16 else accelerator.autocast():
+    with eager, unsharded(model), _cast_weights_bf16(model) if bf16 else accelerator.autocast():
         yield
 
 
 @contextmanager
-def _all_bf16(model: nn.Module) -> Iterator[None]:
-    """Copies stand in for what is float32; the tensors that DDP and the optimiser know are not touched."""
+def _cast_weights_bf16(model: nn.Module) -> Iterator[None]:
+    """Replace float32 tensors of the modules by bf16 copies. DDP and the optimizer keep the original tensors."""
     copies: dict[int, torch.Tensor] = {}
-    kept = []
+    originals = []
     for module in model.modules():
-        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
-        kept += [(module, name, one) for name, one in own if one.dtype == torch.float32]
+        tensors = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+        originals += [(module, name, tensor) for name, tensor in tensors if tensor.dtype == torch.float32]
     try:
-        for module, name, one in kept:
-            if id(one) not in copies:
-                copy = one.detach().to(torch.bfloat16)
-                copies[id(one)] = nn.Parameter(copy, requires_grad=False) if isinstance(one, nn.Parameter) else copy
-            setattr(module, name, copies[id(one)])
+        for module, name, tensor in originals:
+            if id(tensor) not in copies:
+                copy = tensor.detach().to(torch.bfloat16)
+                is_parameter = isinstance(tensor, nn.Parameter)
+                copies[id(tensor)] = nn.Parameter(copy, requires_grad=False) if is_parameter else copy
+            setattr(module, name, copies[id(tensor)])
         yield
     finally:
-        for module, name, one in kept:
-            setattr(module, name, one)
+        for module, name, tensor in originals:
+            setattr(module, name, tensor)

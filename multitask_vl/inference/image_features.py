@@ -1,4 +1,4 @@
-"""What does the model see of a picture file: its grid features, made by the trunk that the adapter was trained on."""
+"""Grid features of image files, from the vision encoder that an adapter was trained with."""
 
 from __future__ import annotations
 
@@ -9,85 +9,86 @@ import numpy as np
 import torch
 
 from feature_extraction.encoder import load_encoder
-from feature_extraction.images.preprocessing import Unreadable, read_square
-from multitask_vl.config.schema import ClipConfig, VisualConfig
+from feature_extraction.images.preprocessing import ImageDecodeError, load_square
+from multitask_vl.config.schema import VisionConfig, VisualConfig
 from multitask_vl.data.store.feature_store import FeatureStore
 from multitask_vl.errors import InputError
 
-BATCH = 16
-"""Pictures of one pass through the trunk."""
-UNSAID = ("tool_version", "precision")
-"""Fields of a manifest in which two makers of the same features may differ."""
-STARTS = {
+BATCH_SIZE = 16
+"""Images per forward pass of the vision encoder."""
+IGNORED_FIELDS = ("tool_version", "precision")
+"""Manifest fields that may differ between equal features."""
+FILE_SIGNATURES = {
     b"PK\x03\x04": "it is a zip archive; unpack it",
     b"%PDF": "it is a PDF; convert it to PNG",
-    b"\x1f\x8b": "it is compressed by gzip; unpack it",
+    b"\x1f\x8b": "it is compressed with gzip; unpack it",
 }
-"""First bytes of files that people take for pictures -> what they are."""
-MARKUP = {
-    b"<svg": "it is an SVG, a drawing in text, which has no pixels; convert it to PNG",
-    b"<html": "it is a web page, perhaps of a download that was refused; fetch the picture again",
+"""First bytes of common files that are not images -> description and how to fix it."""
+MARKUP_SIGNATURES = {
+    b"<svg": "it is an SVG (vector graphics); convert it to PNG",
+    b"<html": "it is a web page, perhaps from a failed download; download the image again",
 }
+"""Tag of common markup files that are not images -> description and how to fix it."""
 
 
-class Pictures:
-    """Features of picture files, read as a feature store is read, with paths for keys.
+class ImageFeaturizer:
+    """Vision encoder with the interface of a feature store, where keys are paths of image files.
 
     Args:
-        clip: the trunk.
-        visual: what the model expects of its cells.
-        device: where the trunk computes.
+        vision: the vision encoder.
+        visual: the visual embedding of the model, which must fit the encoder.
+        device: device of the vision encoder.
 
     Raises:
-        InputError: the trunk or its weights cannot be had, or its cells are not what the model was built for.
+        InputError: the encoder or its weights are not available, or its feature dimension is not the model's.
     """
 
-    def __init__(self, clip: ClipConfig, visual: VisualConfig, device: torch.device | str = "cpu"):
-        self._clip = clip
-        self._encoder = load_encoder(clip, device=device)
+    def __init__(self, vision: VisionConfig, visual: VisualConfig, device: torch.device | str = "cpu"):
+        self._vision = vision
+        self._encoder = load_encoder(vision, device=device)
         self.manifest = self._encoder.manifest
         if self.manifest.dim != visual.feature_dim:
             raise InputError(
-                f"clip.model: {clip.model} gives cells of {self.manifest.dim} channels, the adapter reads "
-                f"{visual.feature_dim}; its features were made by another trunk: --clip-model NAME (in Python: "
-                "clip_model=NAME)"
+                f"vision.model: {vision.model} produces features of dimension {self.manifest.dim}, but the adapter was "
+                f"trained on features of dimension {visual.feature_dim}. Pass the vision encoder of the training run: "
+                "--vision-model NAME (in Python: vision_model=NAME)"
             )
 
     def get_many(self, paths: Sequence[str]) -> np.ndarray:
-        """Features of picture files in the order of ``paths``, repeats allowed, float16 [N, T, D].
+        """Return the features of image files in the order of ``paths``, float16 [N, T, D]; repeats are allowed.
 
         Raises:
-            InputError: naming every file that cannot be read as a picture, and why.
+            InputError: lists every file that cannot be read as an image, with the reason.
         """
         pixels, problems = {}, []
         for path in dict.fromkeys(paths):
             try:
-                pixels[path], _ = read_square(Path(path), self._clip.image_size, self._clip.resize)
-            except Unreadable as error:
-                problems.append(f"{path}: cannot be read as a picture: {what_it_is(Path(path)) or error}")
+                pixels[path], _ = load_square(Path(path), self._vision.image_size, self._vision.resize)
+            except ImageDecodeError as error:
+                problems.append(f"{path}: cannot be read as an image: {describe_non_image(Path(path)) or error}")
         if problems:
             raise InputError(problems)
         stacked = torch.from_numpy(np.stack(list(pixels.values())))
-        features = np.concatenate([self._encoder(some) for some in stacked.split(BATCH)])
-        row = {path: at for at, path in enumerate(pixels)}
-        return features[[row[path] for path in paths]]
+        features = np.concatenate([self._encoder(batch) for batch in stacked.split(BATCH_SIZE)])
+        rows = {path: row for row, path in enumerate(pixels)}
+        return features[[rows[path] for path in paths]]
 
-    def check_store(self, store: Path) -> None:
-        """Raise InputError unless the features of ``store`` were made as these are."""
-        theirs, mine = FeatureStore(store).manifest.model_dump(), self.manifest.model_dump()
+    def check_store(self, path: Path) -> None:
+        """Raise InputError unless the features of the store at ``path`` were made in the same way."""
+        stored, current = FeatureStore(path).manifest.model_dump(), self.manifest.model_dump()
         problems = [
-            f"{store}: {name} is {theirs[name]} there and {mine[name]} here; the adapter would see other features than "
-            "it was trained on. Name the trunk of that store: --clip-model NAME --clip FILE"
-            for name in mine
-            # what an imported store does not know is no difference
-            if name not in UNSAID and theirs[name] is not None and theirs[name] != mine[name]
+            f"{path}: {name} is {stored[name]} in the store and {current[name]} here, so the adapter would get other "
+            "features than in training. Pass the vision encoder of the store: --vision-model NAME --vision-weights FILE"
+            for name in current
+            # imported stores may leave fields unset
+            if name not in IGNORED_FIELDS and stored[name] is not None and stored[name] != current[name]
         ]
         if problems:
             raise InputError(problems)
 
 
-def what_it_is(path: Path) -> str | None:
-    """What a file is that is no picture, with what to do; None where its first bytes do not say."""
+def describe_non_image(path: Path) -> str | None:
+    """Describe a file that is not an image, and how to fix it; None if its first bytes are not recognized."""
     try:
         with path.open("rb") as file:
             head = file.read(1024)
@@ -95,6 +96,11 @@ def what_it_is(path: Path) -> str | None:
         return error.strerror
     if not head:
         return "it is empty"
-    by_start = (what for start, what in STARTS.items() if head.startswith(start))
-    by_markup = (what for mark, what in MARKUP.items() if head.lstrip().startswith(b"<") and mark in head.lower())
-    return next(by_start, None) or next(by_markup, None)
+    for signature, description in FILE_SIGNATURES.items():
+        if head.startswith(signature):
+            return description
+    if head.lstrip().startswith(b"<"):
+        for tag, description in MARKUP_SIGNATURES.items():
+            if tag in head.lower():
+                return description
+    return None

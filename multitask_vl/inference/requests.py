@@ -1,15 +1,15 @@
-"""What is asked of an adapter: pictures, a task and a text, given one by one or as lines of a file."""
+"""Requests to an adapter: images, a task and a text, one by one or from a JSON-lines file."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from multitask_vl.config.yaml_nodes import did_you_mean
 from multitask_vl.errors import InputError
 from multitask_vl.tasks.base import Task
-from multitask_vl.tasks.readers.json_stream import Problems, json_lines
+from multitask_vl.tasks.readers.json_stream import ErrorCollector, read_jsonl
 
 FIELDS = ("image", "images", "task", "text")
 EXAMPLE = '{"image": "a.jpg", "task": "vqa", "text": "what is it?"}'
@@ -17,13 +17,13 @@ EXAMPLE = '{"image": "a.jpg", "task": "vqa", "text": "what is it?"}'
 
 @dataclass(frozen=True)
 class Request:
-    """One question.
+    """One question about one or several images.
 
     Attributes:
-        images: picture files, in order (NLVR2: left, right).
-        task: a task of the adapter.
-        text: the question or statement, without prompt; empty for captions.
-        where: what problems call it, such as the ``file:line`` that it came from.
+        images: image files, in the task's order (NLVR2: left, right).
+        task: name of one of the adapter's tasks.
+        text: question or statement without the task's prompt; empty for captions.
+        where: name of the request in messages, such as ``file:line``.
     """
 
     images: tuple[Path, ...]
@@ -33,76 +33,73 @@ class Request:
 
 
 def read_requests(path: Path, task: str | None = None) -> list[Request]:
-    """Requests of a file with lines such as ``{"image": "a.jpg", "task": "vqa", "text": "what is it?"}``.
+    """Read a file with lines such as ``{"image": "a.jpg", "task": "vqa", "text": "what is it?"}``.
 
     Args:
-        path: paths of pictures in it start at its folder; ``images`` is a list of them.
-        task: of the lines that name none.
+        path: the file. Image paths in it are relative to its folder; ``images`` is a list of paths.
+        task: task of the lines without one.
 
     Raises:
-        InputError: no such file, no line in it, malformed lines; all of them.
+        InputError: there is no such file, it is empty, or lines are malformed; lists all problems.
     """
-    problems, found = Problems(str(path)), []
-    for item, where in json_lines(path):
+    errors, requests = ErrorCollector(str(path)), []
+    for item, where in read_jsonl(path):
         for name in item:
             if name not in FIELDS:
-                problems.add(f"an unknown field{did_you_mean(name, FIELDS, 'known')}", f"{where} ({name})")
+                errors.add(f"an unknown field{did_you_mean(name, FIELDS, 'known')}", f"{where} ({name})")
         images = item.get("images", item.get("image"))
         images = [images] if isinstance(images, str) else images
-        named, text = item.get("task", task), item.get("text", "")
-        if not isinstance(images, list) or not images or not all(isinstance(one, str) for one in images):
-            problems.add("'image' must be a path, or 'images' a list of paths", where)
-        elif not isinstance(named, str):
-            problems.add("no 'task' is given", where, "Add it to the line, or name one for all by --task")
+        item_task, text = item.get("task", task), item.get("text", "")
+        if not isinstance(images, list) or not images or not all(isinstance(image, str) for image in images):
+            errors.add("'image' must be a path, or 'images' a list of paths", where)
+        elif not isinstance(item_task, str):
+            errors.add("no 'task' is given", where, "Add it to the line, or pass --task for all lines")
         elif not isinstance(text, str):
-            problems.add("'text' must be text", where)
+            errors.add("'text' must be text", where)
         else:
-            paths = tuple(path.parent / Path(one).expanduser() for one in images)
-            found.append(Request(paths, named, text, where))
-    problems.raise_any()
-    if not found:
-        raise InputError(f"{path}: holds no request; a line is such as {EXAMPLE}")
-    return found
+            paths = tuple(path.parent / Path(image).expanduser() for image in images)
+            requests.append(Request(paths, item_task, text, where))
+    errors.raise_if_any()
+    if not requests:
+        raise InputError(f"{path}: contains no requests; example of a line: {EXAMPLE}")
+    return requests
 
 
-def problems_of(request: Request, tasks: Mapping[str, Task], pictures: int | None) -> list[str]:
-    """What is wrong with a request before any picture is opened; empty if nothing.
+def request_problems(request: Request, tasks: Mapping[str, Task], num_images: int | None) -> list[str]:
+    """Return the problems of a request that can be found without opening its images.
 
     Args:
-        tasks: of the adapter.
-        pictures: pictures of one request, where it is not the task's own number.
+        request: the request.
+        tasks: tasks of the adapter by name.
+        num_images: images per request; None: the task's default.
     """
+    where = request.where
     if request.task not in tasks:
-        hint = did_you_mean(request.task, list(tasks), "its tasks")
-        return [f"{request.where}: the adapter has no task {request.task!r}{hint}"]
-    task, found = tasks[request.task], []
-    wanted = pictures or task.pictures
-    if len(request.images) != wanted:
-        found.append(
-            f"{request.where}: {request.task} takes {wanted} picture{'s' * (wanted > 1)}, got {len(request.images)}. "
-            "If this adapter was trained on another number of them: --pictures N (in Python: pictures=N)"
+        return [
+            f"{where}: the adapter has no task {request.task!r}{did_you_mean(request.task, list(tasks), 'its tasks')}"
+        ]
+    task, problems = tasks[request.task], []
+    expected = num_images or task.num_images
+    if len(request.images) != expected:
+        problems.append(
+            f"{where}: {request.task} takes {expected} image{'s' * (expected > 1)}, got {len(request.images)}. If the "
+            "adapter was trained with another number of images: --images-per-request N (in Python: num_images=N)"
         )
-    if task.reads_text and not request.text.strip():
-        found.append(f"{request.where}: {request.task} needs a text, the question or statement: --text '...'")
-    if not task.reads_text and request.text.strip():
-        found.append(f"{request.where}: {request.task} reads no text, but got {request.text[:60]!r}; leave it out")
+    if task.has_text and not request.text.strip():
+        problems.append(f"{where}: {request.task} needs a text, the question or statement: --text '...'")
+    if not task.has_text and request.text.strip():
+        problems.append(f"{where}: {request.task} takes no text, got {request.text[:60]!r}; remove it")
     if not _is_unicode(request.text):
-        found.append(f"{request.where}: the text {request.text[:60]!r} is not UTF-8; write it anew")
-    return [*found, *_absent(request.images, request.where), *_unnamed(request.images, request.where)]
-
-
-def _absent(paths: Sequence[Path], where: str) -> list[str]:
-    return [f"{where}: there is no file {path}" for path in paths if not path.is_file()]
-
-
-def _unnamed(paths: Sequence[Path], where: str) -> list[str]:
-    return [
-        f"{where}: the name {str(path)!r} is not UTF-8; rename the file or its folder"
-        for path in paths
+        problems.append(f"{where}: the text {request.text[:60]!r} is not valid UTF-8; enter it again")
+    problems += [f"{where}: there is no file {path}" for path in request.images if not path.is_file()]
+    problems += [
+        f"{where}: the file name {str(path)!r} is not valid UTF-8; rename the file or its folder"
+        for path in request.images
         if not _is_unicode(str(path))
     ]
+    return problems
 
 
 def _is_unicode(text: str) -> bool:
-    """False where bytes of a command or a name are not UTF-8, or JSON names half of a surrogate pair."""
+    """Return False for text with lone surrogates: arguments or file names that are not UTF-8, or JSON escapes."""
     return text.encode(errors="replace").decode() == text

@@ -1,4 +1,4 @@
-"""What does BitFit train: every bias of the language model, layer norms' included (VL-PET Table 2; Ben Zaken 2022)."""
+"""BitFit: train every bias of the language model, including those of layer norms (Ben Zaken et al. 2022)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from multitask_vl.registry import METHODS
 
 @METHODS.register("bitfit")
 class BitFit(Method):
-    """Biases only (and, as always, the visual embedding)."""
+    """All biases are trained, and the visual embedding as with every method. Compared in VL-PET's Table 2."""
 
-    def trains(self) -> Iterable[nn.Parameter]:
+    def trainable_base_parameters(self) -> Iterable[nn.Parameter]:
         """Every bias."""
-        return self.layout.biases()
+        return self.site_index.biases()
 
-    def cannot_merge(self) -> None:
-        """It can: nothing was added, so nothing is left to fold."""
+    def merge_blocker(self) -> None:
+        """None: there are no new parameters to merge."""

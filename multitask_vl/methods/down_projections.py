@@ -1,6 +1,6 @@
-"""What leads into a bottleneck: one map for x and x_R, a map for each, or cross-attention from x to the rows of x_R.
+"""Down-projections into a bottleneck: shared by x and x_R, one for each, or cross-attention from x to the rows of x_R.
 
-The three ways that the routing paper compares (its Table 5). Each is a dictionary of tasks whose members are trained.
+These are the three variants of the routing paper's Table 5. Each holds one projection per task, or one for all tasks.
 """
 
 from __future__ import annotations
@@ -15,68 +15,69 @@ from multitask_vl.errors import InputError
 from multitask_vl.methods.sites import EVERY_TASK, PerTask
 from multitask_vl.routing.context import Context
 
-Drop = Callable[[torch.Tensor], torch.Tensor]
+DropoutFn = Callable[[torch.Tensor], torch.Tensor]
 
 
-def _kept(states: torch.Tensor) -> torch.Tensor:
+def identity(states: torch.Tensor) -> torch.Tensor:
+    """Return the input: no dropout."""
     return states
 
 
-class Shared(PerTask):
-    """The same map for x and x_R, and a routing function behind it.
+class SharedDown(PerTask):
+    """One down-projection for x and x_R, followed by a routing function.
 
     Args:
-        make: builds a task's map, [B, T, d] -> [B, T, r].
-        own: names of the tasks that get their own; None for one that all share.
+        build: builds one task's projection, [B, T, d] -> [B, T, r].
+        tasks: names of the tasks that get their own projection; None: one for all tasks.
         stack: ``encoder`` or ``decoder``.
-        context: task and x_R.
+        context: current task and x_R.
     """
 
-    def __init__(self, make: Callable[[], nn.Module], own: Sequence[str] | None, stack: str, context: Context):
-        super().__init__(make, own)
+    def __init__(self, build: Callable[[], nn.Module], tasks: Sequence[str] | None, stack: str, context: Context):
+        super().__init__(build, tasks)
         self.stack = stack
         self.context = context
 
-    def forward(self, x: torch.Tensor, drop: Drop = _kept) -> torch.Tensor:
-        """[B, T, d] -> [B, T, r]; ``drop`` is done to x and to x_R, each for itself, before their maps."""
-        down = self.of(self.context.task)
-        return self.context.through(self.stack, x, lambda states: down(drop(states)))
+    def forward(self, x: torch.Tensor, dropout: DropoutFn = identity) -> torch.Tensor:
+        """[B, T, d] -> [B, T, r]. ``dropout`` is applied to x and to x_R, independently, before the projection."""
+        down = self.for_task(self.context.task)
+        return self.context.bottleneck(self.stack, x, lambda states: down(dropout(states)))
 
 
-class Split(Shared):
-    """A map for x and another of the same shape for x_R. Where nothing is routed there is no map for x_R."""
+class SplitDown(SharedDown):
+    """One down-projection for x and another of the same shape for x_R, which exists only where a task is routed."""
 
-    def __init__(self, make: Callable[[], nn.Module], own: Sequence[str] | None, stack: str, context: Context):
-        super().__init__(lambda: nn.ModuleDict({"text": make()}), own, stack, context)
-        for task, maps in self.items():
-            if context.routes(stack, context.tasks if task == EVERY_TASK else [task]):
-                maps["image"] = make()
+    def __init__(self, build: Callable[[], nn.Module], tasks: Sequence[str] | None, stack: str, context: Context):
+        super().__init__(lambda: nn.ModuleDict({"text": build()}), tasks, stack, context)
+        for task, downs in self.items():
+            if context.is_routed(stack, context.tasks if task == EVERY_TASK else [task]):
+                downs["image"] = build()
 
-    def forward(self, x: torch.Tensor, drop: Drop = _kept) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, dropout: DropoutFn = identity) -> torch.Tensor:
         """[B, T, d] -> [B, T, r]."""
-        maps = self.of(self.context.task)
-        return self.context.through(
-            self.stack, x, lambda states: maps["text"](drop(states)), lambda states: maps["image"](drop(states))
+        downs = self.for_task(self.context.task)
+        return self.context.bottleneck(
+            self.stack, x, lambda states: downs["text"](dropout(states)), lambda states: downs["image"](dropout(states))
         )
 
 
-class CrossAttention(Shared):
-    """Attention takes the place of a routing function; ``make`` builds an `Attention`."""
+class CrossAttentionDown(SharedDown):
+    """Cross-attention to the rows of x_R instead of a routing function; ``build`` returns a `RoutingAttention`."""
 
-    def forward(self, x: torch.Tensor, drop: Drop = _kept) -> torch.Tensor:
-        """[B, T, d] -> [B, T, r], from all valid rows of x_R."""
+    def forward(self, x: torch.Tensor, dropout: DropoutFn = identity) -> torch.Tensor:
+        """[B, T, d] -> [B, T, r], attending to all valid rows of x_R."""
         x_r, valid = self.context.x_r(self.stack)
-        return self.of(self.context.task)(drop(x), drop(x_r), valid)
+        return self.for_task(self.context.task)(dropout(x), dropout(x_r), valid)
 
 
-class Attention(nn.Module):
-    """``out(softmax(q k^T / sqrt(w / heads)) v)`` with q of x, and k and v of the rows of x_R.
+class RoutingAttention(nn.Module):
+    """``out(softmax(q k^T / sqrt(w / heads)) v)`` with q computed from x, and k and v from the rows of x_R.
 
     Args:
-        query, key, value: maps onto one width w, which ``heads`` divides.
-        heads: stretches of w that attend for themselves.
-        image: what x_R passes before key and value; None: nothing.
-        out: what follows; None: nothing.
+        query, key, value: projections to one width w, a multiple of ``heads``.
+        heads: number of attention heads.
+        image: projection of x_R before key and value; None: identity.
+        out: output projection; None: identity.
     """
 
     def __init__(
@@ -95,33 +96,44 @@ class Attention(nn.Module):
         self.out = out if out is not None else nn.Identity()
 
     def forward(self, x: torch.Tensor, x_r: torch.Tensor, valid: torch.Tensor | None) -> torch.Tensor:
-        """x [B, T, d], x_r [B, S, d], valid [B, S] (None: all rows) -> [B, T, r]."""
-        seen = self.image(x_r)
+        """Attend from x [B, T, d] to x_r [B, S, d].
+
+        Args:
+            valid: boolean mask of the rows of x_r [B, S]; None: all rows.
+
+        Returns:
+            [B, T, r].
+        """
+        image = self.image(x_r)
         query, key, value = (
-            one.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for one in (self.query(x), self.key(seen), self.value(seen))
+            states.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for states in (self.query(x), self.key(image), self.value(image))
         )
         mask = None if valid is None else valid[:, None, None, :]
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.out(attended.transpose(1, 2).flatten(2))
 
 
-BOTTLENECKS: dict[str, type[Shared]] = {"shared": Shared, "split": Split, "cross_attention": CrossAttention}
-"""Mapping -> its class."""
+DOWN_PROJECTIONS: dict[str, type[SharedDown]] = {
+    "shared": SharedDown,
+    "split": SplitDown,
+    "cross_attention": CrossAttentionDown,
+}
+"""Value of the key ``mapping`` -> its class."""
 
 
-def quarter(rank: int, mapping: str) -> int:
-    """A quarter of ``rank``, through which ``mapping`` leads; InputError if that is no whole number."""
+def quarter_rank(rank: int, mapping: str) -> int:
+    """``rank / 4``, the inner width of ``mapping``; raises InputError if 4 does not divide ``rank``."""
     if rank % 4:
         raise InputError(
-            f'method.rank: mapping "{mapping}" goes through a quarter of it, and {rank} is not divisible by 4; '
+            f'method.rank: mapping "{mapping}" has an inner width of rank / 4, and {rank} is not divisible by 4; '
             f"set it to {rank + 4 - rank % 4}"
         )
     return rank // 4
 
 
-def divided(width: int, heads: int) -> int:
-    """``heads``, if they divide the ``width`` they attend over; InputError otherwise."""
+def check_num_heads(width: int, heads: int) -> int:
+    """Return ``heads``; raises InputError unless they divide the attention's ``width``."""
     if width % heads:
         raise InputError(f"method.heads: {heads} does not divide the attention's width, {width}; set it to 1")
     return heads

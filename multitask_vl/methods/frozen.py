@@ -1,4 +1,4 @@
-"""What is trained when nothing of the language model is: the visual embedding alone."""
+"""Frozen language model: only the visual embedding is trained."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from multitask_vl.registry import METHODS
 
 @METHODS.register("frozen")
 class Frozen(Method):
-    """The language model stays as it is."""
+    """No parameter of the language model is trained."""
 
-    alone = True
+    exclusive = True
 
-    def cannot_merge(self) -> None:
-        """It can: nothing was added, so nothing is left to fold."""
+    def merge_blocker(self) -> None:
+        """None: there are no new parameters to merge."""

@@ -1,4 +1,4 @@
-"""What does full fine-tuning train: everything, the tied word table once."""
+"""Full fine-tuning: train every parameter; the tied word embedding counts once."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from multitask_vl.registry import METHODS
 
 @METHODS.register("full")
 class Full(Method):
-    """Every parameter of the language model (and, as always, the visual embedding)."""
+    """Every parameter of the language model is trained, and the visual embedding as with every method."""
 
-    alone = True
+    exclusive = True
 
-    def trains(self) -> Iterable[nn.Parameter]:
-        """All of the language model."""
-        return self.layout.lm.parameters()
+    def trainable_base_parameters(self) -> Iterable[nn.Parameter]:
+        """All parameters of the language model."""
+        return self.site_index.lm.parameters()
 
-    def cannot_merge(self) -> None:
-        """It can: nothing was added, so nothing is left to fold."""
+    def merge_blocker(self) -> None:
+        """None: there are no new parameters to merge."""

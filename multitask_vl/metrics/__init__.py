@@ -1,1 +1,1 @@
-"""How good is an answer: pure scorers that know neither tasks nor models."""
+"""Pure scoring functions, independent of tasks and models."""

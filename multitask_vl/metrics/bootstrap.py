@@ -1,4 +1,4 @@
-"""How sure is a mean over examples: the interval in which resampled sets of examples have theirs."""
+"""Bootstrap confidence interval of a mean over examples."""
 
 from __future__ import annotations
 
@@ -9,45 +9,48 @@ import numpy as np
 
 LEVEL = 95
 RESAMPLES = 1000
-_DRAWN_AT_ONCE = 1 << 22
+_MAX_CHUNK_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
-class Interval:
+class ConfidenceInterval:
     """A confidence interval, on the scale of the values.
 
     Attributes:
-        resampled: of what the resamples were drawn (questions, sentences, ...), for labels.
-        level: share of the resamples' means that lie in it, in percent.
+        low, high: ends of the interval.
+        unit: what was resampled (questions, sentences, ...), for labels.
+        level: confidence level in percent.
     """
 
     low: float
     high: float
-    resampled: str
+    unit: str
     level: int = LEVEL
 
     def as_json(self) -> dict:
-        """``{"interval": [low, high], "level", "resampled"}``, as scores.json has it."""
-        return {"interval": [self.low, self.high], "level": self.level, "resampled": self.resampled}
+        """Entry of scores.json: ``{"interval": [low, high], "level", "unit"}``."""
+        return {"interval": [self.low, self.high], "level": self.level, "unit": self.unit}
 
 
-def interval_of_mean(
-    values: Sequence[float], resampled: str, seed: int = 0, resamples: int = RESAMPLES, level: int = LEVEL
-) -> Interval:
-    """Percentile bootstrap (Efron 1979) of a mean: draw n of n values with replacement, often, and look at the means.
+def bootstrap_mean_ci(
+    values: Sequence[float], unit: str, seed: int = 0, resamples: int = RESAMPLES, level: int = LEVEL
+) -> ConfidenceInterval:
+    """Percentile bootstrap (Efron 1979) of a mean: the percentiles of the means of resamples with replacement.
 
-    It is about the draw of examples alone: not about seeds of training, and examples that share a picture or a
-    sentence count as independent. To resample groups, give the value of each group.
+    The interval covers the sampling of examples only, not training seeds. Examples are resampled independently, even if
+    they share an image or a sentence; to resample groups, pass one value per group.
 
     Args:
         values: [n], n >= 1.
-        resampled: what one value belongs to, in the plural.
-        seed: the same seed and values give the same interval, on every process.
+        unit: what one value belongs to, in the plural.
+        seed: the same seed and values give the same interval, on every rank.
+        resamples: number of resamples.
+        level: confidence level in percent.
     """
-    # n draws with replacement are one multinomial draw over the distinct values, which are few for most metrics
+    # n draws with replacement are one multinomial draw over the distinct values, of which most metrics have few
     distinct, counts = np.unique(np.asarray(values, dtype=np.float64), return_counts=True)
     rng, total = np.random.default_rng([seed, 6]), int(counts.sum())
-    rows = max(1, _DRAWN_AT_ONCE // len(distinct))
+    rows = max(1, _MAX_CHUNK_ELEMENTS // len(distinct))
     means = np.concatenate(
         [
             rng.multinomial(total, counts / total, size=min(rows, resamples - start)) @ distinct / total
@@ -56,4 +59,4 @@ def interval_of_mean(
     )
     tail = (100 - level) / 2
     low, high = np.percentile(means, [tail, 100 - tail])
-    return Interval(float(low), float(high), resampled, level)
+    return ConfidenceInterval(float(low), float(high), unit, level)

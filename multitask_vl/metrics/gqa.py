@@ -1,4 +1,4 @@
-"""How good are GQA answers: exact matches, by kind of question, and whether answers agree with what they entail."""
+"""GQA accuracy, accuracy per group, and consistency over entailed questions."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class GQAQuestion:
-    """What scoring one question needs.
+    """Fields of a question that scoring needs.
 
     Attributes:
-        answer: the one right answer.
-        types: breakdown -> kind, e.g. ``{"structural": "choose", "semantic": "attr"}``; may be empty.
+        answer: the correct answer.
+        types: breakdown -> group, e.g. ``{"structural": "choose", "semantic": "attr"}``; may be empty.
         entailed: ids of questions whose answers follow from this one's.
-        balanced: whether it is of the balanced part, on which GQA is scored.
+        balanced: whether it is in the balanced subset, on which GQA is scored.
     """
 
     answer: str
@@ -25,66 +25,66 @@ class GQAQuestion:
 
 @dataclass(frozen=True)
 class GQAScores:
-    """Scores in percent.
+    """GQA scores in percent.
 
     Attributes:
-        accuracy: share of questions answered by exactly the right string (case and blanks count).
-        consistency: over rightly answered questions that entail others in the set, the mean accuracy on those; None
-            where there are none.
-        unasked: how many entailed questions of rightly answered ones are not in the set and so were left out of
-            consistency. The official number needs all of them (``{val,testdev}_all_questions.json``).
-        counted: question -> 0 or 100, for the questions that accuracy is the mean of.
-        per_question: the same for every question of the set.
-        groups: breakdown -> kind -> accuracy. ``answer`` is the official split in open (structural type query) and
-            binary (all others).
+        accuracy: percentage of predictions equal to the answer (case and spaces count).
+        consistency: over correctly answered questions that entail others in the set, the mean accuracy on those; None
+            if there are none.
+        missing_entailed: number of questions entailed by correctly answered ones that are not in the set, which
+            consistency ignores. The official number needs all of them (``{val,testdev}_all_questions.json``).
+        balanced: question -> 0 or 100, for the questions whose mean is the accuracy.
+        per_question: question -> 0 or 100, for every question of the set.
+        groups: breakdown -> group -> accuracy. ``answer`` is the official division into open (structural type query)
+            and binary (all others).
     """
 
     accuracy: float
     consistency: float | None
-    unasked: int
-    counted: dict[str, float]
+    missing_entailed: int
+    balanced: dict[str, float]
     per_question: dict[str, float]
     groups: dict[str, dict[str, float]]
 
 
 def gqa_scores(predictions: Mapping[str, str], questions: Mapping[str, GQAQuestion]) -> GQAScores:
-    """Score predictions by question id (at least one), as GQA's own evaluation does where it uses answers only.
+    """Score predictions by question id (at least one), as the answer-based part of GQA's official evaluation.
 
-    Like there, only balanced questions count, and the others of an ``all`` file serve as entailed ones. A set without
-    any balanced question counts as a whole.
+    As there, only balanced questions count, and the others of an ``all`` file are used as entailed ones. If no question
+    is balanced, all count.
     """
-    right = {id_: text == questions[id_].answer for id_, text in predictions.items()}
-    counted = {id_: correct for id_, correct in right.items() if questions[id_].balanced} or right
+    correct = {id_: text == questions[id_].answer for id_, text in predictions.items()}
+    balanced = {id_: value for id_, value in correct.items() if questions[id_].balanced} or correct
     members: dict[str, dict[str, list[bool]]] = {}
-    for id_, correct in counted.items():
-        for breakdown, kind in kinds_of(questions[id_].types).items():
-            members.setdefault(breakdown, {}).setdefault(kind, []).append(correct)
-    agreeing, unasked = [], 0
-    for id_ in (id_ for id_, correct in counted.items() if correct):
+    for id_, value in balanced.items():
+        for breakdown, group in question_groups(questions[id_].types).items():
+            members.setdefault(breakdown, {}).setdefault(group, []).append(value)
+    consistent, missing = [], 0
+    for id_ in (id_ for id_, value in balanced.items() if value):
         others = [other for other in questions[id_].entailed if other != id_]
-        entailed = [right[other] for other in others if other in right]
-        unasked += len(others) - len(entailed)
+        entailed = [correct[other] for other in others if other in correct]
+        missing += len(others) - len(entailed)
         if entailed:
-            agreeing.append(sum(entailed) / len(entailed))
+            consistent.append(sum(entailed) / len(entailed))
     return GQAScores(
-        accuracy=_percent(list(counted.values())),
-        consistency=_percent(agreeing) if agreeing else None,
-        unasked=unasked,
-        counted={id_: 100.0 * correct for id_, correct in counted.items()},
-        per_question={id_: 100.0 * correct for id_, correct in right.items()},
+        accuracy=_percent(list(balanced.values())),
+        consistency=_percent(consistent) if consistent else None,
+        missing_entailed=missing,
+        balanced={id_: 100.0 * value for id_, value in balanced.items()},
+        per_question={id_: 100.0 * value for id_, value in correct.items()},
         groups={
-            breakdown: {kind: _percent(found) for kind, found in sorted(kinds.items())}
-            for breakdown, kinds in members.items()
+            breakdown: {group: _percent(values) for group, values in sorted(groups.items())}
+            for breakdown, groups in members.items()
         },
     )
 
 
-def kinds_of(types: Mapping[str, str]) -> dict[str, str]:
-    """Breakdown -> kind of a question with these types; ``answer`` follows from the structural one."""
-    kinds = dict(types)
-    if "structural" in kinds:
-        kinds["answer"] = "open" if kinds["structural"] == "query" else "binary"
-    return kinds
+def question_groups(types: Mapping[str, str]) -> dict[str, str]:
+    """Breakdown -> group of a question with these types; ``answer`` follows from the structural type."""
+    groups = dict(types)
+    if "structural" in groups:
+        groups["answer"] = "open" if groups["structural"] == "query" else "binary"
+    return groups
 
 
 def _percent(values: Sequence[float]) -> float:

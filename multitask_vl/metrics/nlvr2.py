@@ -1,4 +1,4 @@
-"""How good are true/false judgements: accuracy, and consistency over all pictures of a sentence."""
+"""NLVR2 accuracy, and consistency over all image pairs of a sentence."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class NLVR2Scores:
-    """Scores in percent.
+    """NLVR2 scores in percent.
 
     Attributes:
-        accuracy: share of right judgements.
-        consistency: share of sentences all of whose judgements are right.
+        accuracy: percentage of correct predictions.
+        consistency: percentage of sentences whose predictions are all correct.
         per_item: identifier -> 0 or 100.
-        per_sentence: `sentence_of` an identifier -> 100 if all judgements of the sentence are right, else 0.
+        per_sentence: `sentence_of` an identifier -> 100 if all predictions of the sentence are correct, else 0.
     """
 
     accuracy: float
@@ -24,24 +24,24 @@ class NLVR2Scores:
 
 
 def nlvr2_scores(predictions: Mapping[str, bool | None], truth: Mapping[str, bool]) -> NLVR2Scores:
-    """Score judgements by identifier, at least one; None is a judgement that could not be read, and wrong."""
-    right = {identifier: judged is truth[identifier] for identifier, judged in predictions.items()}
-    groups: dict[str, list[bool]] = {}
-    for identifier, correct in right.items():
-        groups.setdefault(sentence_of(identifier), []).append(correct)
+    """Score predictions by identifier, at least one; None, which is neither true nor false, is wrong."""
+    correct = {identifier: value is truth[identifier] for identifier, value in predictions.items()}
+    sentences: dict[str, list[bool]] = {}
+    for identifier, value in correct.items():
+        sentences.setdefault(sentence_of(identifier), []).append(value)
     return NLVR2Scores(
-        accuracy=100 * sum(right.values()) / len(right),
-        consistency=100 * sum(map(all, groups.values())) / len(groups),
-        per_item={identifier: 100.0 * correct for identifier, correct in right.items()},
-        per_sentence={sentence: 100.0 * all(group) for sentence, group in groups.items()},
+        accuracy=100 * sum(correct.values()) / len(correct),
+        consistency=100 * sum(map(all, sentences.values())) / len(sentences),
+        per_item={identifier: 100.0 * value for identifier, value in correct.items()},
+        per_sentence={sentence: 100.0 * all(values) for sentence, values in sentences.items()},
     )
 
 
 def sentence_of(identifier: str) -> str:
-    """What all items of one sentence share.
+    """Part of an identifier that all items of one sentence share.
 
-    NLVR2 (split-set-pair-sentence): the identifier with the pair blanked. NLVR version 1 (sentence-picture): its first
-    part. Any other identifier stands for itself.
+    NLVR2 (split-set-pair-sentence): the identifier without the pair. NLVR version 1 (sentence-image): its first part.
+    Any other identifier: all of it.
     """
     parts = identifier.split("-")
     if len(parts) == 4:

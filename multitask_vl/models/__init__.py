@@ -1,0 +1,1 @@
+"""Models: visual embedding, sequence-to-sequence model, building, loading and export."""

@@ -1,4 +1,4 @@
-"""How does a saved adapter become a model again: from its folder or its name on the hub, and nothing else."""
+"""Load a model from a saved adapter, given its folder or its name on the hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from multitask_vl.config import config_from
 from multitask_vl.errors import InputError
 from multitask_vl.methods.artifact.adapter_io import CONFIG_FILE, find_adapter, load_adapter, read_record
-from multitask_vl.methods.artifact.hub import fetch
+from multitask_vl.methods.artifact.hub import resolve_artifact
 from multitask_vl.models.build import build_model, load_tokenizer
 from multitask_vl.models.seq2seq import VLSeq2Seq
 
@@ -25,36 +25,37 @@ def from_pretrained(
     revision: str | None = None,
     token: str | bool | None = None,
 ) -> tuple[VLSeq2Seq, PreTrainedTokenizerBase]:
-    """Model (in eval mode) and tokenizer of an adapter; the modules that it names as plugins are imported.
+    """Load the model (in eval mode) and the tokenizer of an adapter. Imports the modules it lists as plugins.
 
     Args:
-        name: folder, or name on the Hugging Face hub, of what `VLSeq2Seq.save_pretrained`, `save_merged` or a training
-            run has written (its ``adapter/``, or the run's folder itself).
+        name: folder, or name on the Hugging Face hub, of an adapter written by `VLSeq2Seq.save_pretrained`,
+            `VLSeq2Seq.save_merged` or a training run (its ``adapter/`` or the run folder itself).
         device: where to put the model.
-        backbone: hub name or folder of the frozen weights, where they are not where they were. They are checked.
-        tokenizer: hub name or folder of the tokenizer, likewise. None: the adapter's own setting, which is mostly that
-            it lies beside the weights.
-        revision, token: of the hub.
+        backbone: hub name or folder of the frozen weights, if they have moved. They are checked.
+        tokenizer: hub name or folder of the tokenizer, if it has moved. None: the adapter's setting, usually the
+            folder of the weights.
+        revision, token: passed to the hub.
 
     Raises:
-        InputError: no adapter there, one that this program cannot read, or a backbone that is not the adapter's.
+        InputError: no adapter there, an unsupported format, or a backbone other than the adapter's.
     """
-    folder = find_adapter(fetch(name, revision, token))
+    folder = find_adapter(resolve_artifact(name, revision, token))
     record = read_record(folder)
     if "config" not in record:
         raise InputError(
-            f"{folder / CONFIG_FILE}: format_version {record['format_version']} does not hold the configuration of its "
-            "model. Build that from the run's resolved.yaml (multitask_vl.models.build.build_model), load the adapter "
-            "by multitask_vl.methods.artifact.adapter_io.load_adapter and save it again by model.save_pretrained(FOLDER)"
+            f"{folder / CONFIG_FILE}: format_version {record['format_version']} does not contain the model's "
+            "configuration. Build the model from the run's resolved.yaml (multitask_vl.models.build.build_model), load "
+            "the adapter with multitask_vl.methods.artifact.adapter_io.load_adapter and save it again with "
+            "model.save_pretrained(FOLDER)"
         )
     config = config_from(record["config"], str(folder / CONFIG_FILE))
-    moved: dict[str, Any] = {"pretrained": str(folder.parent)} if record["merged"] else {}
+    changes: dict[str, Any] = {"pretrained": str(folder.parent)} if record["merged"] else {}
     if backbone is not None:
-        moved = {"pretrained": backbone, "config": {}}
+        changes = {"pretrained": backbone, "config": {}}
     if tokenizer is not None:
-        moved["tokenizer"] = tokenizer
-    config = config.model_copy(update={"backbone": config.backbone.model_copy(update=moved)})
-    words = load_tokenizer(config.backbone)
-    model = build_model(config, words, device)
+        changes["tokenizer"] = tokenizer
+    config = config.model_copy(update={"backbone": config.backbone.model_copy(update=changes)})
+    loaded_tokenizer = load_tokenizer(config.backbone)
+    model = build_model(config, loaded_tokenizer, device)
     load_adapter(model, folder)
-    return model.eval(), words
+    return model.eval(), loaded_tokenizer

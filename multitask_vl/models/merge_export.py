@@ -1,4 +1,4 @@
-"""How does a merged model leave the house: as the library's own language model, with our visual embedding inside."""
+"""Export a merged model as a transformers checkpoint plus its visual embedding."""
 
 from __future__ import annotations
 
@@ -11,46 +11,46 @@ from transformers import GenerationConfig
 from multitask_vl.methods.artifact.adapter_io import (
     ADAPTER_FOLDER,
     CARD_FILE,
-    refuse_occupied,
+    compatibility_settings,
+    require_empty_dir,
     save_adapter,
-    settings_that_decide,
 )
 from multitask_vl.methods.frozen import Frozen
-from multitask_vl.models.backbones.base import fingerprint
-from multitask_vl.storage.atomic import write_whole
+from multitask_vl.models.backbones.base import weights_checksum
+from multitask_vl.storage.atomic import atomic_write
 
 
-def write_merged(model: Any, folder: Path) -> None:
-    """Write a folder that the library reads as a language model, and `from_pretrained` as a model of ours.
+def save_merged(model: Any, folder: Path) -> None:
+    """Save a folder that transformers loads as a language model and `from_pretrained` as a `VLSeq2Seq`.
 
-    What remains of ours is the visual embedding: an adapter of the method ``frozen``, in ``adapter/``, whose backbone
-    is the folder around it. (Beside the weights, the library would take its adapter_config.json for peft's.)
+    The visual embedding is saved in ``adapter/`` as an adapter of the method ``frozen`` whose backbone is the parent
+    folder. (Next to the weights, transformers would mistake its adapter_config.json for peft's.)
 
     Args:
-        model: a `VLSeq2Seq`; it stays as it is.
+        model: a `VLSeq2Seq`; not modified.
         folder: new or empty.
 
     Raises:
-        InputError: a method that cannot be merged, and why; or ``folder`` holds something.
+        InputError: a method cannot be merged, or ``folder`` is not empty.
     """
-    folder = refuse_occupied(folder)
+    folder = require_empty_dir(folder)
     merged = copy.deepcopy(model).cpu()
     merged.merge()
     merged.lm.requires_grad_(False)
-    # its own settings of decoding, for those who use it without us; ours are said with every call
+    # decoding defaults for use with transformers alone; this project passes its settings with every call
     merged.lm.generation_config = GenerationConfig.from_model_config(merged.lm.config)
     merged.lm.save_pretrained(folder)
     backbone = model.config.backbone
     if backbone.tokenizer or backbone.pretrained:
-        merged.family.tokenizer(backbone).save_pretrained(folder)
+        merged.backbone.tokenizer(backbone).save_pretrained(folder)
     config = model.config.model_copy(
         update={
             "backbone": backbone.model_copy(update={"pretrained": ".", "config": {}, "tokenizer": None}),
             "method": [Frozen.Config(name="frozen")],
         }
     )
-    weights = {**model.description["backbone"], "weights": fingerprint(merged.lm)}
-    merged.description = {**model.description, **settings_that_decide(config), "backbone": weights}
-    made_of = {"pretrained": backbone.pretrained, "method": [method.config.name for method in model.methods]}
-    save_adapter(merged, folder / ADAPTER_FOLDER, config, merged=made_of)
-    write_whole(folder / CARD_FILE, (folder / ADAPTER_FOLDER / CARD_FILE).read_bytes())
+    weights = {**model.compatibility["backbone"], "weights": weights_checksum(merged.lm)}
+    merged.compatibility = {**model.compatibility, **compatibility_settings(config), "backbone": weights}
+    merged_from = {"pretrained": backbone.pretrained, "method": [method.config.name for method in model.methods]}
+    save_adapter(merged, folder / ADAPTER_FOLDER, config, merged=merged_from)
+    atomic_write(folder / CARD_FILE, (folder / ADAPTER_FOLDER / CARD_FILE).read_bytes())

@@ -1,1 +1,1 @@
-"""What did a run learn: tables, curves and a page with pictures, made from the files of a run folder alone."""
+"""HTML pages and tables from the files of run folders."""

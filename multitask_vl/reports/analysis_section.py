@@ -1,4 +1,4 @@
-"""What does a report show of the inside of a model: figures of the numbers that `launch/analyze.py` left in a run."""
+"""The analysis section of a report: figures of the numbers that `multitask-vl analyze` writes to a run folder."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from pydantic import TypeAdapter
 
 from multitask_vl.errors import InputError
 from multitask_vl.reports.figures import SVG_DASHES, Panel
-from multitask_vl.reports.heatmaps import HeatMap, heat_panel, layer_panel, overlay
+from multitask_vl.reports.gallery import pair_side
+from multitask_vl.reports.heatmaps import Heatmap, attention_overlay, heatmap_panel, layer_panel
 from multitask_vl.reports.html import render_page
-from multitask_vl.reports.images import Picture, find_pictures
-from multitask_vl.reports.run import Record
+from multitask_vl.reports.images import EmbeddedImage, find_images
+from multitask_vl.reports.options import ANALYSIS_FILE
+from multitask_vl.reports.run import FileModel
 from multitask_vl.reports.table import Column, Table
 
-NAME = "analysis.json"
 STACKS = ("encoder", "decoder")
+TOKEN_LABELS = {"text": "text tokens", "visual": "visual tokens"}
 
 
-class Norm(Record):
-    """How far one part of one site was moved; `task` is None where all tasks share it."""
+class NormChange(FileModel):
+    """Frobenius norm of the change of one part of a site; `task` is None for parameters shared by all tasks."""
 
     stack: str
     layer: int
@@ -33,8 +35,8 @@ class Norm(Record):
     initial: float
 
 
-class Attention(Record):
-    """Where a model looked while it wrote one example's words."""
+class AttentionRecord(FileModel):
+    """Cross-attention of one example: ``maps`` [words][images][visual tokens], ``image_share`` [words] in 0-1."""
 
     task: str
     id: str
@@ -45,21 +47,21 @@ class Attention(Record):
     words: list[str]
     grid: tuple[int, int]
     maps: list[list[list[float]]]
-    on_pictures: list[float]
+    image_share: list[float]
 
 
-class GateMean(Record):
-    """Mean of a gate over words and over cells."""
+class GateMean(FileModel):
+    """Mean of a gate over text tokens and over visual tokens."""
 
     stack: str
     layer: int
     sublayer: str
-    words: float | None
-    cells: float | None
+    text: float | None
+    visual: float | None
 
 
-class GateMap(Record):
-    """A gate, number by number."""
+class GateMap(FileModel):
+    """Values of a gate for one example, [positions][channels]."""
 
     id: str
     stack: str = ""
@@ -70,60 +72,77 @@ class GateMap(Record):
     values: list[list[float]] = []
 
 
-class Gates(Record):
+class Gates(FileModel):
     """Gates by task."""
 
     means: dict[str, list[GateMean]] = {}
     maps: dict[str, GateMap] = {}
 
 
-class Directions(Record):
-    """Cosines of x_R within and between tasks."""
+class CosineTable(FileModel):
+    """Mean cosine similarities of x_R within and between tasks, [tasks][tasks]."""
 
     tasks: list[str]
     examples: list[int]
     raw: list[list[float]]
-    centred: list[list[float]]
+    centered: list[list[float]]
     routed: bool
     source: str
     control: str
 
 
-class Analysis(Record):
+class Analysis(FileModel):
     """Content of analysis.json."""
 
     split: str
-    norms: list[Norm]
-    attention: list[Attention]
+    norms: list[NormChange]
+    attention: list[AttentionRecord]
     gates: Gates
-    x_r: Directions | None
+    x_r: CosineTable | None
     notes: list[str] = []
 
 
 @dataclass(frozen=True)
-class Looked:
-    """One example's attention as pictures: those of the example, then those of each word with its share in percent."""
+class AttentionExample:
+    """The attention maps of one example as images.
 
-    about: Attention
-    pictures: list[Picture]
-    words: list[tuple[str, float, list[Picture]]]
+    Attributes:
+        record: the example.
+        images: its images without a map.
+        words: word, share of the attention on images in percent, and its images with the map of the word.
+    """
 
-    def caption(self, word: str | None, place: int) -> str:
-        """What stands for a picture where it cannot be seen; of the picture itself where there is no word."""
-        side = f", {('left', 'right')[place]} of the pair" if len(self.about.images) == 2 else ""
-        picture = f"picture {self.about.images[place]}{side}"
-        return f"Attention over {picture} while writing {word!r}" if word is not None else picture.capitalize()
+    record: AttentionRecord
+    images: list[EmbeddedImage]
+    words: list[tuple[str, float, list[EmbeddedImage]]]
+
+    def alt_text(self, word: str | None, index: int) -> str:
+        """Text alternative of the map of ``word`` on the image at ``index``; of the image alone if ``word`` is None."""
+        image = f"image {self.record.images[index]}{pair_side(self.record.images, index)}"
+        return f"Attention over {image} for the word {word!r}" if word is not None else image.capitalize()
 
 
 @dataclass(frozen=True)
-class Inside:
-    """What the section of a page shows; parts that a model does not have are empty."""
+class AnalysisSection:
+    """Figures of the section; parts that a model does not have are empty.
+
+    Attributes:
+        split: split of the examples.
+        norms: weight changes by layer.
+        examples: attention maps.
+        gates: mean gates by layer.
+        gated_tasks: tasks of `gates`, for the legend.
+        gate_maps: gates by position and channel.
+        cosines: similarities of x_R.
+        routed: whether the model routes x_R.
+        notes: notes for the reader.
+    """
 
     split: str
     norms: list[Panel]
-    looked: list[Looked]
+    examples: list[AttentionExample]
     gates: list[Panel]
-    gated: list[str]
+    gated_tasks: list[str]
     gate_maps: list[Panel]
     cosines: list[Panel]
     routed: bool
@@ -131,74 +150,71 @@ class Inside:
 
 
 def read_analysis(folder: Path) -> Analysis | None:
-    """The analysis in a run folder; None where there is none.
+    """The analysis in a run folder; None if there is none.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: the file is malformed.
     """
-    path = folder / NAME
+    path = folder / ANALYSIS_FILE
     if not path.exists():
         return None
     try:
         return TypeAdapter(Analysis).validate_json(path.read_bytes())
     except ValueError as error:
-        first = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: {first}. Run: python launch/analyze.py {folder}") from error
+        message = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: {message}. Run: multitask-vl analyze {folder}") from error
 
 
-def inside(found: Analysis, folders: Sequence[Path], resize: str) -> Inside:
-    """Everything that can be drawn of an analysis.
+def analysis_section(analysis: Analysis, folders: Sequence[Path], resize: str) -> AnalysisSection:
+    """Draw the figures of an analysis.
 
     Args:
-        folders: where pictures lie.
-        resize: ``squash`` or ``crop``, how the trunk made its square of a picture.
+        analysis: from `read_analysis`.
+        folders: folders to search for images.
+        resize: ``squash`` or ``crop``, how the vision encoder gets a square image.
     """
-    files = find_pictures(folders, {key for one in found.attention for key in one.images})
-    looked = []
-    for one in found.attention:
-        words = []
-        for word, share, maps in zip(one.words, one.on_pictures, one.maps, strict=True):
-            pairs = zip(one.images, maps, strict=True)
-            drawn = [overlay(key, files.get(key), resize, cells, one.grid) for key, cells in pairs]
-            words.append((word, 100 * share, drawn))
-        plain = [overlay(key, files.get(key), resize) for key in one.images]
-        looked.append(Looked(one, plain, words))
-    notes = list(found.notes)
-    if missing := sorted({key for one in found.attention for key in one.images} - files.keys()):
-        notes.append(f"{len(missing)} pictures were not found (first: {missing[0]}); their maps are drawn on grey.")
-    return Inside(
-        found.split,
-        norm_panels({"this run": found.norms}),
-        looked,
-        _gate_panels(found.gates),
-        list(found.gates.means),
-        [_gate_map(task, one) for task, one in found.gates.maps.items() if one.values],
-        _cosine_panels(found.x_r) if found.x_r else [],
-        found.x_r is not None and found.x_r.routed,
-        notes,
+    keys = {key for record in analysis.attention for key in record.images}
+    files = find_images(folders, keys)
+    notes = list(analysis.notes)
+    if missing := sorted(keys - files.keys()):
+        notes.append(f"{len(missing)} images were not found (first: {missing[0]}); their maps are drawn on gray.")
+    return AnalysisSection(
+        split=analysis.split,
+        norms=norm_panels({"this run": analysis.norms}),
+        examples=[_attention_example(record, files, resize) for record in analysis.attention],
+        gates=_gate_panels(analysis.gates),
+        gated_tasks=list(analysis.gates.means),
+        gate_maps=[_gate_map_panel(task, gate) for task, gate in analysis.gates.maps.items() if gate.values],
+        cosines=_cosine_panels(analysis.x_r) if analysis.x_r else [],
+        routed=analysis.x_r is not None and analysis.x_r.routed,
+        notes=notes,
     )
 
 
-def inside_page(folder: Path, title: str, folders: Sequence[Path], resize: str) -> str:
-    """A page of the analysis in ``folder`` alone; see `inside`."""
-    found = read_analysis(folder)
-    if found is None:
-        raise InputError(f"{folder / NAME} is missing. Run: python launch/analyze.py --help")
+def analysis_page(folder: Path, title: str, folders: Sequence[Path], resize: str) -> str:
+    """The analysis in ``folder`` as a page without a report; see `analysis_section`.
+
+    Raises:
+        InputError: the folder has no analysis.
+    """
+    analysis = read_analysis(folder)
+    if analysis is None:
+        raise InputError(f"{folder / ANALYSIS_FILE} is missing. Run: multitask-vl analyze --help")
     return render_page(
         "analysis.html",
         title=title,
-        inside=inside(found, folders, resize),
-        norms=norm_table(found.norms),
+        analysis=analysis_section(analysis, folders, resize),
+        norms=norm_table(analysis.norms),
         dashes=SVG_DASHES,
     )
 
 
-def norm_panels(runs: Mapping[str, Sequence[Norm]]) -> list[Panel]:
-    """A chart for each stack and part: the change by layer, a line a run, means over a layer's sublayers and tasks."""
+def norm_panels(runs: Mapping[str, Sequence[NormChange]]) -> list[Panel]:
+    """One chart per stack and part: norm of the change by layer, averaged over sublayers and tasks, a line per run."""
     panels = []
-    every = [norm for norms in runs.values() for norm in norms]
+    norms_of_all = [norm for norms in runs.values() for norm in norms]
     for stack in STACKS:
-        for part in dict.fromkeys(norm.part for norm in every if norm.stack == stack):
+        for part in dict.fromkeys(norm.part for norm in norms_of_all if norm.stack == stack):
             lines = {}
             for label, norms in runs.items():
                 layers: dict[int, list[float]] = {}
@@ -206,44 +222,61 @@ def norm_panels(runs: Mapping[str, Sequence[Norm]]) -> list[Panel]:
                     if (norm.stack, norm.part) == (stack, part):
                         layers.setdefault(norm.layer + 1, []).append(norm.change)
                 if layers:
-                    lines[label] = [(layer, statistics.fmean(found)) for layer, found in sorted(layers.items())]
+                    lines[label] = [(layer, statistics.fmean(changes)) for layer, changes in sorted(layers.items())]
             panels.append(layer_panel(f"norm-{stack}-{part}", f"{part}, {stack}", lines, "Norm of the change"))
     return panels
 
 
-def norm_table(norms: Sequence[Norm]) -> Table:
-    """The same numbers with every sublayer and task."""
-    words = ("stack", "layer", "sublayer", "part", "task")
+def norm_table(norms: Sequence[NormChange]) -> Table:
+    """Norms of the change of every sublayer and task."""
     rows = [
         (one.stack, str(one.layer + 1), one.sublayer, one.part, one.task or "all", one.change, one.initial)
         for one in norms
     ]
-    columns = (*(Column(name, "text") for name in words), Column("change", "norm"), Column("at the start", "norm"))
+    columns = (
+        *(Column(name, "text") for name in ("stack", "layer", "sublayer", "part", "task")),
+        Column("change", "norm"),
+        Column("initial norm", "norm"),
+    )
     return Table("Frobenius norms of the change", columns, tuple(rows))
 
 
+def _attention_example(record: AttentionRecord, files: Mapping[str, Path], resize: str) -> AttentionExample:
+    words = []
+    for word, share, maps in zip(record.words, record.image_share, record.maps, strict=True):
+        overlays = [
+            attention_overlay(key, files.get(key), resize, attention, record.grid)
+            for key, attention in zip(record.images, maps, strict=True)
+        ]
+        words.append((word, 100 * share, overlays))
+    plain = [attention_overlay(key, files.get(key), resize) for key in record.images]
+    return AttentionExample(record, plain, words)
+
+
 def _gate_panels(gates: Gates) -> list[Panel]:
-    """For each sublayer, over words and over cells: a line a task."""
+    """Two charts per sublayer, for text and for visual tokens: mean gate by layer, a line per task."""
     panels = []
-    for sublayer in dict.fromkeys(one.sublayer for rows in gates.means.values() for one in rows):
-        for what in ("words", "cells"):
+    for sublayer in dict.fromkeys(mean.sublayer for means in gates.means.values() for mean in means):
+        for token_type, tokens in TOKEN_LABELS.items():
             lines = {}
-            for task, rows in gates.means.items():
-                points = [(one.layer + 1, getattr(one, what)) for one in rows if one.sublayer == sublayer]
+            for task, means in gates.means.items():
+                points = [(mean.layer + 1, getattr(mean, token_type)) for mean in means if mean.sublayer == sublayer]
                 lines[task] = [(layer, value) for layer, value in points if value is not None]
-            panels.append(layer_panel(f"gate-{sublayer}-{what}", f"Behind {sublayer}, over {what}", lines, "Mean gate"))
+            panels.append(
+                layer_panel(f"gate-{sublayer}-{token_type}", f"After {sublayer}, {tokens}", lines, "Mean gate")
+            )
     return panels
 
 
-def _gate_map(task: str, one: GateMap) -> Panel:
-    title = f"{task}, example {one.id}: gate behind {one.sublayer} of {one.stack} layer {one.layer + 1}"
-    heat = HeatMap(one.values, one.positions, [str(channel) for channel in one.channels], "position", "channel")
-    return heat_panel(f"gates-{task}", title, heat)
+def _gate_map_panel(task: str, gate: GateMap) -> Panel:
+    title = f"{task}, example {gate.id}: gate after {gate.sublayer} of {gate.stack} layer {gate.layer + 1}"
+    heatmap = Heatmap(gate.values, gate.positions, [str(channel) for channel in gate.channels], "channel")
+    return heatmap_panel(f"gates-{task}", title, heatmap)
 
 
-def _cosine_panels(found: Directions) -> list[Panel]:
+def _cosine_panels(cosines: CosineTable) -> list[Panel]:
     panels = []
-    for name, values in (("as they are", found.raw), ("less the mean of all tasks", found.centred)):
-        heat = HeatMap(values, found.tasks, found.tasks, "", "", low=-1.0, high=1.0, written=True)
-        panels.append(heat_panel(f"cosine-{len(panels)}", f"Cosines of x_R, {name}", heat))
+    for name, values in (("raw", cosines.raw), ("centered", cosines.centered)):
+        heatmap = Heatmap(values, cosines.tasks, cosines.tasks, low=-1.0, high=1.0, annotate=True)
+        panels.append(heatmap_panel(f"cosine-{name}", f"Cosine similarity of x_R, {name}", heatmap))
     return panels

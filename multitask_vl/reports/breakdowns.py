@@ -1,94 +1,97 @@
-"""How good is a run at each kind of example, how many of them there are, and how sure that is."""
+"""Scores by group of examples (answer type, question type, ...) with example counts and confidence intervals."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from multitask_vl.metrics.bootstrap import LEVEL, interval_of_mean
+from multitask_vl.metrics.bootstrap import LEVEL, bootstrap_mean_ci
 from multitask_vl.reports.run import Prediction, Run
 from multitask_vl.reports.table import Column, Range, Table, Value
 
-NOTE = f"{LEVEL} % interval: percentile bootstrap over the examples of the kind; the draw of seeds is not in it."
+NOTE = (
+    f"{LEVEL} % interval: percentile bootstrap over the examples of the group. It does not cover the variance between "
+    "training seeds."
+)
 
 
-def by_kind(predictions: Sequence[Prediction]) -> dict[str, dict[str, list[Prediction]]]:
-    """Breakdown -> kind -> its examples, as the predictions say."""
-    found: dict[str, dict[str, list[Prediction]]] = {}
-    for one in predictions:
-        for breakdown, kind in one.kinds.items():
-            found.setdefault(breakdown, {}).setdefault(kind, []).append(one)
-    return found
+def predictions_by_group(predictions: Sequence[Prediction]) -> dict[str, dict[str, list[Prediction]]]:
+    """Breakdown -> group -> its predictions, from the `groups` of each prediction."""
+    by_group: dict[str, dict[str, list[Prediction]]] = {}
+    for prediction in predictions:
+        for breakdown, group in prediction.groups.items():
+            by_group.setdefault(breakdown, {}).setdefault(group, []).append(prediction)
+    return by_group
 
 
-def groups_of(
+def breakdown_tables(
     run: Run, split: str, control: Run | None = None, predictions: Mapping[str, Sequence[Prediction]] = {}
 ) -> dict[str, list[Table]]:
-    """Task -> one table for each breakdown of its scores (answer type, ...); tasks without any are left out.
+    """Task -> one table per breakdown of its scores. Tasks without breakdowns are omitted.
 
     Args:
-        predictions: of the split by task; where they say of which kind an example is, tables have the number of
-            examples and the interval of each score.
+        predictions: predictions of the split by task. Where they list their groups, tables have the number of examples
+            and the interval of each score.
     """
     tables: dict[str, list[Table]] = {}
     for task in run.tasks(split):
-        members = by_kind(predictions.get(task, ()))
-        theirs = control.scores.splits[split].tasks[task].groups if control else None
-        for breakdown, groups in run.scores.splits[split].tasks[task].groups.items():
-            known = members.get(breakdown, {})
-            others = None if theirs is None else theirs.get(breakdown, {})
-            tables.setdefault(task, []).append(_table(task, breakdown, groups, known, others))
+        members = predictions_by_group(predictions.get(task, ()))
+        control_groups = control.scores.splits[split].tasks[task].groups if control else None
+        for breakdown, scores in run.scores.splits[split].tasks[task].groups.items():
+            control_scores = None if control_groups is None else control_groups.get(breakdown, {})
+            table = _breakdown_table(task, breakdown, scores, members.get(breakdown, {}), control_scores)
+            tables.setdefault(task, []).append(table)
     return tables
 
 
-def flattened(title: str, groups: Mapping[str, Sequence[Table]]) -> Table:
-    """All breakdowns of all tasks as one table, for programs; what one of them does not have is absent there.
+def merge_tables(title: str, tables: Mapping[str, Sequence[Table]]) -> Table:
+    """All breakdowns of all tasks as one table, for programs. Cells of columns that a breakdown lacks are None.
 
     Args:
-        groups: as `groups_of` gives them.
+        tables: as returned by `breakdown_tables`.
     """
-    every = [(task, table) for task, some in groups.items() for table in some]
-    columns = {column.name: column for _, table in every for column in table.columns[1:]}
-    # the number of examples and the interval are only in some, and their place is beside the score
-    order = [name for name in ("items", "score", f"{LEVEL} % interval") if name in columns]
+    named = [(task, table) for task, of_task in tables.items() for table in of_task]
+    columns = {column.name: column for _, table in named for column in table.columns[1:]}
+    # Only some breakdowns have counts and intervals; these columns come first, next to the score.
+    order = [name for name in ("count", "score", f"{LEVEL} % interval") if name in columns]
     columns = {name: columns[name] for name in dict.fromkeys([*order, *columns])}
     rows: list[tuple[Value, ...]] = []
-    for task, table in every:
+    for task, table in named:
         for row in table.rows:
-            cells = dict(zip((column.name for column in table.columns[1:]), row[1:], strict=True))
-            rows.append((task, table.columns[0].name, row[0], *(cells.get(name) for name in columns)))
-    words = (Column("task", "text"), Column("breakdown", "text"), Column("kind", "text"))
-    notes = tuple(dict.fromkeys(note for _, table in every for note in table.notes))
-    return Table(title, (*words, *columns.values()), tuple(rows), notes=notes)
+            values = dict(zip((column.name for column in table.columns[1:]), row[1:], strict=True))
+            rows.append((task, table.columns[0].name, row[0], *(values.get(name) for name in columns)))
+    text_columns = (Column("task", "text"), Column("breakdown", "text"), Column("group", "text"))
+    notes = tuple(dict.fromkeys(note for _, table in named for note in table.notes))
+    return Table(title, (*text_columns, *columns.values()), tuple(rows), notes=notes)
 
 
-def _table(
+def _breakdown_table(
     task: str,
     breakdown: str,
-    groups: Mapping[str, float | None],
+    scores: Mapping[str, float | None],
     members: Mapping[str, Sequence[Prediction]],
-    control: Mapping[str, float | None] | None,
+    control_scores: Mapping[str, float | None] | None,
 ) -> Table:
-    words = breakdown.replace("_", " ")
-    columns = [Column(words, "text")]
+    name = breakdown.replace("_", " ")
+    columns = [Column(name, "text")]
     if members:
-        columns.append(Column("items", "count"))
+        columns.append(Column("count", "count"))
     columns.append(Column("score"))
     if members:
         columns.append(Column(f"{LEVEL} % interval"))
-    if control is not None:
-        columns += [Column("blind control"), Column("difference", "difference")]
+    if control_scores is not None:
+        columns += [Column("shuffled images"), Column("difference", "difference")]
     rows = []
-    for group, value in groups.items():
+    for group, value in scores.items():
         row: list[Value] = [group]
-        scores = [one.score for one in members.get(group, ())]
+        example_scores = [prediction.score for prediction in members.get(group, ())]
         if members:
-            row.append(len(scores) or None)
+            row.append(len(example_scores) or None)
         row.append(value)
         if members:
-            found = interval_of_mean(scores, "examples") if scores else None
-            row.append(Range(found.low, found.high) if found else None)
-        if control is not None:
-            theirs = control.get(group)
-            row += [theirs, None if value is None or theirs is None else value - theirs]
+            interval = bootstrap_mean_ci(example_scores, "examples") if example_scores else None
+            row.append(Range(interval.low, interval.high) if interval else None)
+        if control_scores is not None:
+            control_value = control_scores.get(group)
+            row += [control_value, None if value is None or control_value is None else value - control_value]
         rows.append(tuple(row))
-    return Table(f"{task} by {words}", tuple(columns), tuple(rows), notes=(NOTE,) if members else ())
+    return Table(f"{task} by {name}", tuple(columns), tuple(rows), notes=(NOTE,) if members else ())

@@ -1,262 +1,269 @@
-"""How do several runs compare: one page, or its tables, made from their folders alone."""
+"""Comparison of several runs, as one HTML page or as tables."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from multitask_vl.config.compatibility import training_settings
 from multitask_vl.errors import InputError
 from multitask_vl.reports import tables
 from multitask_vl.reports.analysis_section import norm_panels, read_analysis
-from multitask_vl.reports.cost import mixture_of, parameters_of, time_of
+from multitask_vl.reports.cost import mixture_table, parameter_table, time_table
 from multitask_vl.reports.curves import loss_panels, score_panels
 from multitask_vl.reports.dot_plots import dot_panels
 from multitask_vl.reports.figures import SERIES, SVG_DASHES, Panel
-from multitask_vl.reports.gallery import Shelf, read_predictions, shelf
+from multitask_vl.reports.gallery import ExampleGroup, example_group, read_predictions
 from multitask_vl.reports.html import render_page
-from multitask_vl.reports.images import load_pictures, picture_folders
-from multitask_vl.reports.page import ITEMS, missing_pictures
-from multitask_vl.reports.paired import Pairs, differences_of, kinds_of, pair
+from multitask_vl.reports.images import image_folders, load_images
+from multitask_vl.reports.options import GALLERY_ITEMS
+from multitask_vl.reports.page import missing_image_notes
+from multitask_vl.reports.paired import PairedPredictions, difference_table, group_difference_table, pair_predictions
 from multitask_vl.reports.run import Prediction, Run
-from multitask_vl.reports.shuffled_control import flat
 from multitask_vl.reports.table import Column, Table, Value
+from multitask_vl.storage.hashing import text_sha256
 
-TABLES = ("scores", "seeds", "differences", "kinds", "parameters", "mixture", "time", "settings")
+PairsByLabel = dict[str, dict[str, PairedPredictions]]
+"""Label of another run than the first -> task -> predictions for the same examples."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Several runs, read, and what they have in common.
+    """Several runs and their paired predictions.
 
     Attributes:
-        runs: label -> run; the first is what others are compared with.
-        splits: that at least one run reports, in the order of the runs.
+        runs: label -> run; the others are compared with the first.
+        splits: splits that at least one run reports.
         predictions: split -> label -> task -> predictions.
-        pairs: split -> label of another run than the first -> task -> what both were scored on.
+        pairs: split -> pairs of the first run with each other run.
         notes: what could not be compared, and why.
     """
 
     runs: dict[str, Run]
     splits: list[str]
     predictions: dict[str, dict[str, dict[str, list[Prediction]]]]
-    pairs: dict[str, dict[str, dict[str, Pairs]]]
+    pairs: dict[str, PairsByLabel]
     notes: list[str]
 
     @property
     def first(self) -> str:
-        """Label of the run that others are compared with."""
+        """Label of the run that the others are compared with."""
         return next(iter(self.runs))
 
 
-def compared(runs: Sequence[Run], split: str | None = None) -> Comparison:
-    """What there is to say about several runs; they need not have the same tasks, splits or examples.
+def compare_runs(runs: Sequence[Run], split: str | None = None) -> Comparison:
+    """Compare runs, which may differ in tasks, splits and examples.
 
     Args:
-        runs: at least two; the first is what others are compared with.
-        split: the only split to look at; None: all that are reported.
+        runs: at least two; the others are compared with the first.
+        split: the only split to compare; None: all reported splits.
 
     Raises:
-        InputError: fewer than two runs, a folder twice, a split that no run has, one task scored in two ways, or
+        InputError: fewer than two runs, a repeated folder, a split that no run has, a task scored in different ways, or
             prediction files that are missing or malformed.
     """
     if len(runs) < 2:
-        raise InputError(f"a comparison needs two runs or more, got {len(runs)}")
+        raise InputError(f"a comparison needs two or more runs, got {len(runs)}")
     labels = _labels(runs)
-    named = dict(zip(labels, runs, strict=True))
+    by_label = dict(zip(labels, runs, strict=True))
     splits = [split] if split else list(dict.fromkeys(name for run in runs for name in run.splits))
     if split and not any(split in run.scores.splits for run in runs):
         known = ", ".join(dict.fromkeys(name for run in runs for name in run.scores.splits))
-        raise InputError(f"--split: no run was scored on {split!r} (there are: {known})")
+        raise InputError(f"--split: no run was scored on {split!r}; choose one of {known}")
     predictions: dict[str, dict[str, dict[str, list[Prediction]]]] = {}
-    pairs: dict[str, dict[str, dict[str, Pairs]]] = {}
+    pairs: dict[str, PairsByLabel] = {}
     problems, notes = [], []
     for name in splits:
-        having = {label: run for label, run in named.items() if name in run.scores.splits}
-        tables.shared_columns(list(having.values()), name)
+        scored = {label: run for label, run in by_label.items() if name in run.scores.splits}
+        tables.shared_metrics(list(scored.values()), name)
         predictions[name] = {}
-        for label, run in having.items():
+        for label, run in scored.items():
             try:
                 predictions[name][label] = read_predictions(run, name)
             except InputError as error:
                 problems += error.problems
-        absent = [label for label in labels if label not in having]
-        if absent:
-            notes.append(f"Split {name}: not scored by {', '.join(absent)}.")
+        missing = [label for label in labels if label not in scored]
+        if missing:
+            notes.append(f"Split {name}: not scored by {', '.join(missing)}.")
         pairs[name] = _pairs(predictions[name], labels, name, notes)
     if problems:
         raise InputError(problems)
     try:
-        tables.by_seed(runs)
+        tables.group_by_seed(runs)
     except InputError as error:
-        # one configuration and seed twice, say by two versions of the code: fine to compare, not to count
+        # The same configuration and seed, e.g. with two versions of the code, can be compared but not averaged.
         notes.append(f"No means over seeds: {error.problems[0]}")
-    return Comparison(named, splits, predictions, pairs, notes)
+    return Comparison(by_label, splits, predictions, pairs, notes)
 
 
-def tables_of(found: Comparison) -> dict[str, list[Table]]:
-    """Every table of a comparison, by the names of `TABLES`."""
-    runs, names = list(found.runs.values()), list(found.runs)
-    scores = [_scores(found, split) for split in found.splits]
+def comparison_tables(comparison: Comparison) -> dict[str, list[Table]]:
+    """The tables of a comparison, by the names of `COMPARISON_TABLES`."""
+    runs, names, first = list(comparison.runs.values()), list(comparison.runs), comparison.first
     differences = [
-        differences_of(f"Difference to {found.first}, split {split}", found.first, pairs)
-        for split, pairs in found.pairs.items()
+        difference_table(f"Difference to {first}, split {split}", first, pairs)
+        for split, pairs in comparison.pairs.items()
         if pairs
     ]
-    kinds = [
-        kinds_of(f"Difference to {found.first} by kind of example, split {split}", found.first, pairs)
-        for split, pairs in found.pairs.items()
+    breakdowns = [
+        group_difference_table(f"Difference to {first} by group, split {split}", first, pairs)
+        for split, pairs in comparison.pairs.items()
     ]
-    mixture = mixture_of(runs, names)
+    mixture = mixture_table(runs, names)
     return {
-        "scores": scores,
-        "seeds": _seeds(found),
+        "scores": [_score_table(comparison, split) for split in comparison.splits],
+        "seeds": _seed_tables(comparison),
         "differences": differences,
-        "kinds": [one for one in kinds if one],
-        "parameters": [parameters_of(runs, names)],
+        "breakdowns": [table for table in breakdowns if table],
+        "parameters": [parameter_table(runs, names)],
         "mixture": [mixture] if mixture else [],
-        "time": [time_of(runs, names)],
-        "settings": [_settings(found)],
+        "time": [time_table(runs, names)],
+        "settings": [_settings_table(comparison)],
     }
 
 
-def comparison_page(found: Comparison, items: int = ITEMS, images: Sequence[Path] = ()) -> str:
-    """The page as text.
+def comparison_page(comparison: Comparison, items: int = GALLERY_ITEMS, images: Sequence[Path] = ()) -> str:
+    """The comparison as HTML.
 
     Args:
-        items: examples a task of the gallery, in which the first run and another do not agree.
-        images: folders of pictures to search before those of the configurations.
+        comparison: from `compare_runs`.
+        items: gallery examples per task, chosen where the first run and another disagree.
+        images: folders to search for images, before those of the configurations.
     """
-    written = tables_of(found)
-    drawn = dict(list(found.runs.items())[: len(SERIES)])
-    notes = list(found.notes)
-    if len(drawn) < len(found.runs):
-        notes.append(f"Curves are those of the first {len(drawn)} of {len(found.runs)} runs.")
-    folders = list(dict.fromkeys([*images, *(path for run in found.runs.values() for path in picture_folders(run))]))
-    shown = next((split for split in found.splits if found.pairs[split]), None)
-    shelves = _disagreements(found, shown, items, folders) if items and shown else []
-    command = f"python launch/compare.py {' '.join(str(run.folder) for run in found.runs.values())}"
+    runs = list(comparison.runs.values())
+    plotted = dict(list(comparison.runs.items())[: len(SERIES)])
+    notes = list(comparison.notes)
+    if len(plotted) < len(runs):
+        notes.append(f"Charts show the first {len(plotted)} of {len(runs)} runs.")
+    folders = list(dict.fromkeys([*images, *(path for run in runs for path in image_folders(run))]))
+    gallery_split = next((split for split in comparison.splits if comparison.pairs[split]), None)
+    groups = _disagreements(comparison, gallery_split, items, folders) if items and gallery_split else []
+    command = f"multitask-vl compare {' '.join(str(run.folder) for run in runs)}"
     return render_page(
         "compare.html",
-        comparison=found,
-        written=written,
+        comparison=comparison,
+        tables=comparison_tables(comparison),
         notes_on_top=notes,
-        dots={split: dot_panels(drawn, split) for split in found.splits},
-        norms=_norms(drawn),
-        losses=loss_panels(drawn),
-        tuned=score_panels(drawn),
-        labels=list(drawn),
+        dots={split: dot_panels(plotted, split) for split in comparison.splits},
+        norms=_norm_panels(plotted),
+        losses=loss_panels(plotted),
+        score_curves=score_panels(plotted),
+        labels=list(plotted),
         dashes=SVG_DASHES,
-        shelves=shelves,
-        gallery_split=shown,
-        gallery_notes=missing_pictures(shelves, folders, command),
+        groups=groups,
+        gallery_split=gallery_split,
+        gallery_notes=missing_image_notes(groups, folders, command),
     )
 
 
-def _norms(runs: Mapping[str, Run]) -> list[Panel]:
-    """How far training moved the bottlenecks, for the runs that were looked into by `launch/analyze.py`."""
-    found = {label: read_analysis(run.folder) for label, run in runs.items()}
-    known = {label: one.norms for label, one in found.items() if one is not None}
-    return norm_panels(known) if len(known) > 1 else []
+def _norm_panels(runs: Mapping[str, Run]) -> list[Panel]:
+    """Weight changes of the runs that have an analysis; empty if fewer than two have one."""
+    analysis_by_label = {label: read_analysis(run.folder) for label, run in runs.items()}
+    norms = {label: analysis.norms for label, analysis in analysis_by_label.items() if analysis is not None}
+    return norm_panels(norms) if len(norms) > 1 else []
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
     folders = [run.folder.resolve() for run in runs]
-    if twice := [folder for folder, times in Counter(folders).items() if times > 1]:
-        raise InputError(f"{twice[0]}: named twice; name each run once")
+    if repeated := [folder for folder, count in Counter(folders).items() if count > 1]:
+        raise InputError(f"{repeated[0]}: repeated; name each run once")
     names = Counter(run.name for run in runs)
     return [run.name if names[run.name] == 1 else str(run.folder) for run in runs]
 
 
 def _pairs(
     predictions: Mapping[str, Mapping[str, list[Prediction]]], labels: Sequence[str], split: str, notes: list[str]
-) -> dict[str, dict[str, Pairs]]:
+) -> PairsByLabel:
+    """Pairs of the first run with each other run; notes on tasks that only one was scored on go to ``notes``."""
     first = predictions.get(labels[0])
     if first is None:
         return {}
-    found: dict[str, dict[str, Pairs]] = {}
+    pairs: PairsByLabel = {}
     for label in labels[1:]:
-        theirs = predictions.get(label, {})
-        common = [task for task in first if task in theirs]
-        odd = sorted(first.keys() ^ theirs.keys()) if theirs else []
-        if odd:
-            notes.append(f"Split {split}: only one of {labels[0]} and {label} was scored on {', '.join(odd)}.")
+        other = predictions.get(label, {})
+        common = [task for task in first if task in other]
+        unshared = sorted(first.keys() ^ other.keys()) if other else []
+        if unshared:
+            notes.append(f"Split {split}: only one of {labels[0]} and {label} was scored on {', '.join(unshared)}.")
         if common:
-            found[label] = {task: pair(first[task], theirs[task]) for task in common}
-    return found
+            pairs[label] = {task: pair_predictions(first[task], other[task]) for task in common}
+    return pairs
 
 
-def _scores(found: Comparison, split: str) -> Table:
-    """A row a run: what it is, its headline scores, and their mean where it has them all."""
-    having = [run for run in found.runs.values() if split in run.scores.splits]
-    tasks = tables.shared_columns(having, split)
+def _score_table(comparison: Comparison, split: str) -> Table:
+    """Method, primary metrics and average of each run; runs that lack a task have no average."""
+    scored = [run for run in comparison.runs.values() if split in run.scores.splits]
+    metrics = tables.shared_metrics(scored, split)
     rows, notes = [], []
-    for label, run in found.runs.items():
+    for label, run in comparison.runs.items():
         scores = run.scores.splits[split].tasks if split in run.scores.splits else {}
-        values = [scores[task].value if task in scores else None for task in tasks]
+        values = [scores[task].value if task in scores else None for task in metrics]
         average = None if None in values or not values else sum(values) / len(values)
         routing = ", ".join(filter(None, tables.describe_routing(run)))
-        blind = ", blind" if run.is_control else ""
-        rows.append((label, tables.describe_method(run) + blind, routing, run.steps, *values, average))
+        control = ", shuffled images" if run.is_control else ""
+        rows.append((label, tables.describe_method(run) + control, routing, run.steps, *values, average))
         if scores:
-            notes += [f"{label}, {note}" for note in tables.notes_of(run, split, "headline")]
-    words = (Column("run", "text"), Column("method", "text"), Column("routing", "text"), Column("steps", "count"))
-    ways = ", ".join(f"{task} {metric}" for task, metric in tasks.items())
-    columns = (*words, *(Column(task) for task in tasks), Column("average"))
-    return Table(f"Split {split}: {ways}", columns, tuple(rows), notes=tuple(notes))
+            notes += [f"{label}, {note}" for note in tables.score_notes(run, split, "primary")]
+    columns = (
+        *(Column(name, "text") for name in ("run", "method", "routing")),
+        Column("steps", "count"),
+        *(Column(task) for task in (*metrics, "average")),
+    )
+    title = f"Split {split}: {', '.join(f'{task} {metric}' for task, metric in metrics.items())}"
+    return Table(title, columns, tuple(rows), notes=tuple(notes))
 
 
-def _seeds(found: Comparison) -> list[Table]:
-    """Means over seeds, for the splits that all runs have, where some runs differ by the seed alone."""
-    runs = list(found.runs.values())
+def _seed_tables(comparison: Comparison) -> list[Table]:
+    """Means over seeds on the splits that all runs have; empty if no two runs differ only in the seed."""
+    runs = list(comparison.runs.values())
     try:
-        if len(tables.by_seed(runs)) == len(runs):
+        if len(tables.group_by_seed(runs)) == len(runs):
             return []
-    except InputError:  # `compared` has noted it
+    except InputError:  # already in the notes of `compare_runs`
         return []
-    shared = [split for split in found.splits if all(split in run.scores.splits for run in runs)]
-    return [tables.compare(runs, split) for split in shared]
+    shared = [split for split in comparison.splits if all(split in run.scores.splits for run in runs)]
+    return [tables.seed_table(runs, split) for split in shared]
 
 
-def _settings(found: Comparison) -> Table:
-    """Settings that are not the same in all runs; a task that one lacks is one row."""
-    every = [flat(run.config) for run in found.runs.values()]
-    tasks = [set(run.setting("tasks", {})) for run in found.runs.values()]
-    odd = [f"tasks.{task}" for task in sorted(set().union(*tasks)) if not all(task in one for one in tasks)]
+def _settings_table(comparison: Comparison) -> Table:
+    """Settings that differ between the runs; a task that some runs lack is one row."""
+    runs = comparison.runs.values()
+    settings = [training_settings(run.config, include_metrics=True) for run in runs]
+    tasks = [set(run.setting("tasks", {})) for run in runs]
+    unshared = [f"tasks.{task}" for task in sorted(set().union(*tasks)) if not all(task in one for one in tasks)]
     rows: list[tuple[Value, ...]] = [
-        (name, *("there" if name.removeprefix("tasks.") in one else "absent" for one in tasks)) for name in odd
+        (name, *("present" if name.removeprefix("tasks.") in one else "absent" for one in tasks)) for name in unshared
     ]
-    for key in sorted({key for one in every for key in one}):
-        values = [json.dumps(one[key], ensure_ascii=False) if key in one else None for one in every]
-        if len(set(values)) > 1 and not any(key.startswith(f"{name}.") for name in odd):
+    for key in sorted({key for one in settings for key in one}):
+        values = [json.dumps(one[key], ensure_ascii=False) if key in one else None for one in settings]
+        if len(set(values)) > 1 and not any(key.startswith(f"{name}.") for name in unshared):
             rows.append((key, *values))
-    columns = (Column("setting", "text"), *(Column(label, "text") for label in found.runs))
+    columns = (Column("setting", "text"), *(Column(label, "text") for label in comparison.runs))
     return Table("Settings that differ", columns, tuple(rows))
 
 
-def _disagreements(found: Comparison, split: str, count: int, folders: Sequence[Path]) -> list[Shelf]:
-    """Examples on which the first run and another score differently: half of them better by the first, half worse."""
-    shelves = []
-    predictions = found.predictions[split]
-    for task, everything in predictions[found.first].items():
+def _disagreements(comparison: Comparison, split: str, count: int, folders: Sequence[Path]) -> list[ExampleGroup]:
+    """Examples that the first run and another score differently, half of them better in the first, half worse."""
+    groups = []
+    first = comparison.first
+    for task, predictions in comparison.predictions[split][first].items():
         others = {
-            label: {one.id: one for one in tasks[task].other}
-            for label, tasks in found.pairs[split].items()
-            if task in tasks
+            label: {prediction.id: prediction for prediction in by_task[task].other}
+            for label, by_task in comparison.pairs[split].items()
+            if task in by_task
         }
         better, worse = [], []
-        for one in sorted(everything, key=lambda one: hashlib.sha256(one.id.encode()).digest()):
-            gains = [theirs[one.id].score - one.score for theirs in others.values() if one.id in theirs]
+        for one in sorted(predictions, key=lambda one: text_sha256(one.id)):
+            gains = [by_id[one.id].score - one.score for by_id in others.values() if one.id in by_id]
             if any(gains):
                 (worse if max(gains, key=abs) < 0 else better).append(one)
         chosen = better[: max(count - count // 2, count - len(worse))]
         chosen += worse[: count - len(chosen)]
         if not chosen:
             continue
-        pictures = load_pictures(folders, [key for one in chosen for key in one.images])
-        metric = found.runs[found.first].scores.splits[split].tasks[task].headline
-        shelves.append(shelf(task, metric, everything, chosen, pictures, others, found.first))
-    return shelves
+        images = load_images(folders, [key for one in chosen for key in one.images])
+        metric = comparison.runs[first].scores.splits[split].tasks[task].primary_metric
+        groups.append(example_group(task, metric, predictions, chosen, images, others, first))
+    return groups

@@ -1,4 +1,4 @@
-"""Which answers are taken for which: the most frequent answers of a split against what was predicted for them."""
+"""Confusion tables: the most frequent reference answers of a split against the predictions for them."""
 
 from __future__ import annotations
 
@@ -8,23 +8,30 @@ from dataclasses import dataclass
 
 from multitask_vl.reports.run import Prediction
 
-MOST = 8
+MAX_REFERENCES = 8
 OTHER = "(other)"
 
 
 @dataclass(frozen=True)
 class ConfusionRow:
-    """What was predicted where ``reference`` was right: times of each answer of the table; ``place`` is its own."""
+    """Predictions for one reference answer.
+
+    Attributes:
+        reference: the reference answer.
+        counts: number of predictions per column of the table.
+        total: sum of `counts`.
+        correct_column: column of the reference itself.
+    """
 
     reference: str
     counts: tuple[int, ...]
     total: int
-    place: int | None
+    correct_column: int
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Predictions by reference; ``answers`` are the columns, the last of them all others together."""
+    """Predictions by reference; `answers` names the columns, the last of which counts all other predictions."""
 
     title: str
     answers: tuple[str, ...]
@@ -32,35 +39,43 @@ class Confusion:
     notes: tuple[str, ...]
 
 
-def confusion(title: str, predictions: Sequence[Prediction], most: int = MOST) -> Confusion | None:
-    """The confusion of the ``most`` frequent answers; None where answers hardly repeat (captions) or are hidden.
+def confusion(title: str, predictions: Sequence[Prediction], max_references: int = MAX_REFERENCES) -> Confusion | None:
+    """The confusion table of the most frequent reference answers.
 
-    The reference of an example is what most people said, the first of those said equally often. Case and outer blanks
-    do not count. Columns are the answers that were predicted most often for these references.
+    The reference of an example is the majority answer; ties go to the answer listed first. Case and surrounding
+    whitespace are ignored. Columns are the answers that were predicted most often for these references.
+
+    Args:
+        max_references: maximum number of rows.
+
+    Returns:
+        None where answers hardly repeat (captions) or are hidden.
     """
-    pairs = [(_majority(p.references), _plain(p.prediction)) for p in predictions if p.references]
-    frequent = [answer for answer, times in Counter(reference for reference, _ in pairs).most_common(most) if times > 1]
+    pairs = [(_majority(p.references), _normalize(p.prediction)) for p in predictions if p.references]
+    counted = Counter(reference for reference, _ in pairs).most_common(max_references)
+    frequent = [answer for answer, count in counted if count > 1]
     covered = sum(reference in frequent for reference, _ in pairs)
-    # where not even a fifth of the examples share an answer, a table of eight says nothing about the task
+    # Below a fifth of the examples, a table of eight answers is not representative of the task.
     if len(frequent) < 2 or covered < len(pairs) / 5:
         return None
-    others = Counter(said for reference, said in pairs if reference in frequent and said not in frequent)
-    answers = [*frequent, *(said for said, times in others.most_common(max(0, most + 2 - len(frequent))) if times > 1)]
+    others = Counter(predicted for reference, predicted in pairs if reference in frequent and predicted not in frequent)
+    num_others = max(0, max_references + 2 - len(frequent))
+    answers = [*frequent, *(answer for answer, count in others.most_common(num_others) if count > 1)]
     rows = []
-    for place, reference in enumerate(frequent):
-        said = Counter(prediction for right, prediction in pairs if right == reference)
-        known = [said[answer] for answer in answers]
-        total = said.total()
-        rows.append(ConfusionRow(reference, (*known, total - sum(known)), total, place))
+    for column, reference in enumerate(frequent):
+        predicted = Counter(prediction for answer, prediction in pairs if answer == reference)
+        counts = [predicted[answer] for answer in answers]
+        total = predicted.total()
+        rows.append(ConfusionRow(reference, (*counts, total - sum(counts)), total, column))
     notes = [f"{len(frequent)} answers, {covered:,} of {len(pairs):,} examples ({100 * covered / len(pairs):.0f} %)."]
     if hidden := len(predictions) - len(pairs):
-        notes.append(f"{hidden:,} examples hide their answers.")
-    return Confusion(title, (*(answer or "(nothing)" for answer in answers), OTHER), tuple(rows), tuple(notes))
+        notes.append(f"{hidden:,} examples have hidden answers.")
+    return Confusion(title, (*(answer or "(empty)" for answer in answers), OTHER), tuple(rows), tuple(notes))
 
 
 def _majority(references: Sequence[str]) -> str:
-    return Counter(map(_plain, references)).most_common(1)[0][0]
+    return Counter(map(_normalize, references)).most_common(1)[0][0]
 
 
-def _plain(text: str) -> str:
+def _normalize(text: str) -> str:
     return text.strip().casefold()

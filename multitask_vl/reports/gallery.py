@@ -1,8 +1,7 @@
-"""Which examples does a gallery show: a fixed draw, half of them below the split's mean score, half not."""
+"""Galleries: a fixed sample of examples, half of them below the mean score, with the answers of one or more runs."""
 
 from __future__ import annotations
 
-import hashlib
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,19 +10,22 @@ from pathlib import Path
 from typing import Literal
 
 from multitask_vl.errors import InputError
-from multitask_vl.reports.images import Picture, load_pictures
+from multitask_vl.reports.images import EmbeddedImage, load_images
 from multitask_vl.reports.run import Prediction, Run
+from multitask_vl.storage.hashing import text_sha256
 
 Verdict = Literal["right", "partly", "wrong"]
 BELOW, NOT_BELOW, DISAGREE, AGREE = "below the mean", "not below the mean", "runs disagree", "runs agree"
-ORDER = ("wrong", "partly", "right", BELOW, NOT_BELOW, DISAGREE, AGREE)
-Scored = dict[str, dict[str, Prediction]]
-"""Task -> id -> prediction of another run."""
+FILTER_ORDER = ("wrong", "partly", "right", BELOW, NOT_BELOW, DISAGREE, AGREE)
+MAX_INLINE_CHARACTERS = 80
+"""References of fewer characters in total are shown on one line, longer ones as a list."""
+PredictionsByTask = dict[str, dict[str, Prediction]]
+"""Task -> example id -> prediction."""
 
 
 @dataclass(frozen=True)
-class Said:
-    """What one run wrote for an example; `label` names the run where there are several."""
+class ModelAnswer:
+    """The answer of one run to an example; `label` names the run if several are shown."""
 
     label: str | None
     prediction: str
@@ -32,87 +34,109 @@ class Said:
 
 
 @dataclass(frozen=True)
-class Item:
-    """One example of the gallery: what the run that the page is about wrote for it, then other runs."""
+class GalleryItem:
+    """One example of a gallery.
+
+    Attributes:
+        id: example id.
+        images: images of the example.
+        text: its question or statement; empty for captions.
+        answers: answers of the runs; the first is that of the reported run.
+        references: reference answers with their counts.
+        filters: names of the gallery's filters that select this item.
+    """
 
     id: str
-    pictures: list[Picture]
+    images: list[EmbeddedImage]
     text: str
-    said: list[Said]
+    answers: list[ModelAnswer]
     references: list[tuple[str, int]]
     filters: list[str]
 
     @property
     def score(self) -> float:
-        """Of the run that the page is about."""
-        return self.said[0].score
+        """Score of the reported run."""
+        return self.answers[0].score
 
     @property
     def verdict(self) -> Verdict | None:
-        """Of the run that the page is about; None for scores that are not shares of right (captions)."""
-        return self.said[0].verdict
+        """Verdict on the reported run; None for metrics without a maximum (captions)."""
+        return self.answers[0].verdict
 
     @property
-    def short(self) -> bool:
-        """Whether the references fit on a line or two (answers), or want one each (captions)."""
-        return sum(len(words) for words, _ in self.references) < 80
+    def has_short_references(self) -> bool:
+        """Whether the references fit on one line (answers) or need one line each (captions)."""
+        return sum(len(text) for text, _ in self.references) < MAX_INLINE_CHARACTERS
 
-    def caption(self, place: int) -> str:
-        """What stands for a picture where it cannot be seen."""
-        side = f", {('left', 'right')[place]} of the pair" if len(self.pictures) == 2 else ""
-        return f"Picture {self.pictures[place].key}{side}"
+    def alt_text(self, index: int) -> str:
+        """Text alternative of the image at ``index``."""
+        return f"Image {self.images[index].key}{pair_side(self.images, index)}"
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """The examples of one task: how many of how many, and how many of them below the mean score."""
+class ExampleGroup:
+    """The gallery of one task.
+
+    Attributes:
+        task: task name.
+        metric: metric of the example scores.
+        items: selected examples.
+        below: how many of them score below the mean.
+        total: number of examples of the task.
+        mean: mean score of all its examples.
+    """
 
     task: str
     metric: str
-    items: list[Item]
+    items: list[GalleryItem]
     below: int
     total: int
     mean: float
 
     @property
     def filters(self) -> list[str]:
-        """What a reader may choose to see, in a fixed order; what is so of all items is no choice."""
-        found = Counter(name for item in self.items for name in item.filters)
-        choices = [name for name, times in found.items() if times < len(self.items)]
-        return sorted(choices, key=lambda name: ORDER.index(name) if name in ORDER else len(ORDER))
+        """Filters to offer, in a fixed order; a filter that selects every item is omitted."""
+        counts = Counter(name for item in self.items for name in item.filters)
+        choices = [name for name, count in counts.items() if count < len(self.items)]
+        return sorted(choices, key=lambda name: FILTER_ORDER.index(name) if name in FILTER_ORDER else len(FILTER_ORDER))
 
     @property
-    def brief(self) -> bool:
-        """Whether narrow cards do, because no example has long references or several predictions."""
-        return all(item.short and len(item.said) == 1 for item in self.items)
+    def fits_narrow_cards(self) -> bool:
+        """Whether every item has short references and a single answer."""
+        return all(item.has_short_references and len(item.answers) == 1 for item in self.items)
 
     @property
-    def wide(self) -> bool:
-        """Whether an example has several pictures side by side."""
-        return any(len(item.pictures) > 1 for item in self.items)
+    def has_pairs(self) -> bool:
+        """Whether an item has several images next to each other."""
+        return any(len(item.images) > 1 for item in self.items)
+
+
+def pair_side(images: Sequence[object], index: int) -> str:
+    """``, left of the pair`` or ``, right of the pair`` for an image of two; empty otherwise."""
+    return f", {('left', 'right')[index]} of the pair" if len(images) == 2 else ""
 
 
 def choose(predictions: Sequence[Prediction], count: int) -> list[Prediction]:
-    """At most ``count`` predictions: half below the mean score, half not, the other half filling up where one is short.
+    """At most ``count`` predictions, half of them below the mean score; if one half is too small, the other fills up.
 
-    The draw depends on the ids alone, so two runs show the same examples as far as their scores allow.
+    The sample depends on the example ids, so two runs show the same examples as far as their scores allow.
     """
     if not predictions:
         return []
     mean = statistics.fmean(p.score for p in predictions)
-    drawn = sorted(predictions, key=lambda p: hashlib.sha256(p.id.encode()).digest())
-    below = [p for p in drawn if p.score < mean]
-    above = [p for p in drawn if p.score >= mean]
-    from_below = min(len(below), max(count // 2, count - len(above)))
-    chosen = {p.id for p in below[:from_below] + above[: count - from_below]}
-    return [p for p in drawn if p.id in chosen]
+    shuffled = sorted(predictions, key=lambda p: text_sha256(p.id))
+    below = [p for p in shuffled if p.score < mean]
+    above = [p for p in shuffled if p.score >= mean]
+    num_below = min(len(below), max(count // 2, count - len(above)))
+    chosen = {p.id for p in below[:num_below] + above[: count - num_below]}
+    return [p for p in shuffled if p.id in chosen]
 
 
 def read_predictions(run: Run, split: str) -> dict[str, list[Prediction]]:
-    """Predictions of every task of a split that was scored.
+    """Predictions of every scored task of a split.
 
     Raises:
-        InputError: prediction files are missing or malformed, all of them told at once.
+        InputError: prediction files are missing or malformed; lists all of them.
     """
     problems: list[str] = []
     predictions: dict[str, list[Prediction]] = {}
@@ -132,76 +156,90 @@ def gallery(
     count: int,
     folders: Sequence[Path],
     predictions: Mapping[str, Sequence[Prediction]] | None = None,
-    others: Mapping[str, Scored] = {},
-) -> list[Shelf]:
-    """The examples to show for every task of a split that was scored, their pictures taken from ``folders``.
+    others: Mapping[str, PredictionsByTask] = {},
+) -> list[ExampleGroup]:
+    """A sample of the examples of every scored task of a split.
 
     Args:
-        predictions: of the split by task, if they were read before.
-        others: label -> predictions of another run for the same split, shown beside.
+        run: the reported run.
+        split: split name.
+        count: maximum number of examples per task.
+        folders: folders to search for images.
+        predictions: predictions of the split by task; None: read them.
+        others: label -> predictions of another run for the same split, shown on the same cards.
 
     Raises:
-        InputError: prediction files are missing or malformed, all of them told at once.
+        InputError: prediction files are missing or malformed; lists all of them.
     """
     predictions = read_predictions(run, split) if predictions is None else predictions
-    chosen = {task: choose(all_of_it, count) for task, all_of_it in predictions.items()}
-    metrics = {task: run.scores.splits[split].tasks[task].headline for task in chosen}
-    pictures = load_pictures(folders, [key for items in chosen.values() for p in items for key in p.images])
-    shelves = []
-    for task, items in chosen.items():
-        beside = {name: scored.get(task, {}) for name, scored in others.items()}
-        shelves.append(shelf(task, metrics[task], predictions[task], items, pictures, beside))
-    return shelves
+    chosen = {task: choose(of_task, count) for task, of_task in predictions.items()}
+    images = load_images(folders, [key for sample in chosen.values() for p in sample for key in p.images])
+    groups = []
+    for task, sample in chosen.items():
+        metric = run.scores.splits[split].tasks[task].primary_metric
+        of_others = {label: by_task.get(task, {}) for label, by_task in others.items()}
+        groups.append(example_group(task, metric, predictions[task], sample, images, of_others))
+    return groups
 
 
-def shelf(
+def example_group(
     task: str,
     metric: str,
-    everything: Sequence[Prediction],
+    predictions: Sequence[Prediction],
     chosen: Sequence[Prediction],
-    pictures: Mapping[str, Picture],
+    images: Mapping[str, EmbeddedImage],
     others: Mapping[str, Mapping[str, Prediction]] = {},
     label: str | None = None,
-) -> Shelf:
+) -> ExampleGroup:
     """The cards of one task.
 
     Args:
-        everything: all predictions of the run that the page is about; ``chosen`` are some of them.
-        others: label -> id -> prediction of another run.
-        label: of the run that the page is about, where there are others.
+        task: task name.
+        metric: metric of the example scores.
+        predictions: all predictions of the reported run.
+        chosen: the predictions to show.
+        images: key -> image.
+        others: label -> example id -> prediction of another run.
+        label: label of the reported run if there are others.
     """
-    mean = statistics.fmean(p.score for p in everything) if everything else 0.0
-    # A caption's score has no top, so "right" means nothing there.
-    bounded = all(0 <= p.score <= 100 for p in everything)
+    mean = statistics.fmean(p.score for p in predictions) if predictions else 0.0
+    # Scores above 100 (CIDEr) have no maximum, so no caption counts as right.
+    bounded = all(0 <= p.score <= 100 for p in predictions)
     label = label or ("This run" if others else None)
     items = []
-    for one in chosen:
-        said = [_said(label, one, bounded)]
-        said += [_said(name, theirs[one.id], bounded) for name, theirs in others.items() if one.id in theirs]
+    for prediction in chosen:
+        answers = [_model_answer(label, prediction, bounded)]
+        answers += [
+            _model_answer(name, by_id[prediction.id], bounded)
+            for name, by_id in others.items()
+            if prediction.id in by_id
+        ]
         items.append(
-            Item(
-                id=one.id,
-                pictures=[pictures[key] for key in one.images],
-                text=one.text,
-                said=said,
-                references=Counter(one.references).most_common(),
-                filters=_filters(said, mean),
+            GalleryItem(
+                id=prediction.id,
+                images=[images[key] for key in prediction.images],
+                text=prediction.text,
+                answers=answers,
+                references=Counter(prediction.references).most_common(),
+                filters=_filters(answers, mean),
             )
         )
-    return Shelf(task, metric, items, sum(p.score < mean for p in chosen), len(everything), mean)
+    return ExampleGroup(task, metric, items, sum(p.score < mean for p in chosen), len(predictions), mean)
 
 
-def _said(label: str | None, one: Prediction, bounded: bool) -> Said:
-    return Said(label, one.prediction, one.score, _verdict(one.score) if bounded else None)
+def _model_answer(label: str | None, prediction: Prediction, bounded: bool) -> ModelAnswer:
+    verdict = _verdict(prediction.score) if bounded else None
+    return ModelAnswer(label, prediction.prediction, prediction.score, verdict)
 
 
-def _filters(said: Sequence[Said], mean: float) -> list[str]:
-    first = said[0]
-    found: list[str] = [first.verdict or (BELOW if first.score < mean else NOT_BELOW)]
-    if len(said) > 1:
-        found.append(AGREE if len({one.score for one in said}) == 1 else DISAGREE)
-        found += [f"{one.label} better" for one in said if one.score > min(other.score for other in said)]
-    return found
+def _filters(answers: Sequence[ModelAnswer], mean: float) -> list[str]:
+    first = answers[0]
+    names: list[str] = [first.verdict or (BELOW if first.score < mean else NOT_BELOW)]
+    if len(answers) > 1:
+        lowest = min(answer.score for answer in answers)
+        names.append(AGREE if all(answer.score == lowest for answer in answers) else DISAGREE)
+        names += [f"{answer.label} better" for answer in answers if answer.score > lowest]
+    return names
 
 
 def _verdict(score: float) -> Verdict:

@@ -1,4 +1,4 @@
-"""Where is the picture of a key, and how does it get into a page that needs no other file."""
+"""Images of examples: finding their files and embedding them into pages."""
 
 from __future__ import annotations
 
@@ -13,15 +13,23 @@ import numpy as np
 from PIL import Image
 
 from multitask_vl.reports.run import Run
-from multitask_vl.storage.exif import upright
+from multitask_vl.storage.exif import apply_exif_orientation
 
-ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
-LONGEST_SIDE = 320
+IMAGE_EXTENSIONS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"))
+MAX_SIDE = 320
+"""Longest side in pixels of an image in a gallery."""
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture ready for a page: a data URI with its size in pixels, or the reason why there is none."""
+class EmbeddedImage:
+    """An image for a page.
+
+    Attributes:
+        key: image key.
+        uri: the image as a data URI; None if it cannot be shown.
+        width, height: size in pixels.
+        problem: why the image cannot be shown.
+    """
 
     key: str
     uri: str | None
@@ -30,75 +38,75 @@ class Picture:
     problem: str | None = None
 
 
-def picture_folders(run: Run) -> list[Path]:
-    """Folders named under features.images, relative ones starting at `data_dir`.
+def image_folders(run: Run) -> list[Path]:
+    """The folders of features.images; relative ones are below `data_dir`.
 
-    That starts at the working directory or, where it has nothing of the kind, at the nearest folder above the run which
-    has: so a page made from elsewhere finds its pictures.
+    A relative `data_dir` is searched in the working directory and in every folder above the run, so a page written
+    from another working directory finds its images too.
     """
     data_dir = Path(run.setting("data_dir", ".")).expanduser()
     starts = [Path(), *run.folder.resolve().parents]
     folders = []
-    for named in run.setting("features.images", []):
-        below = data_dir / Path(named).expanduser()
-        folders.append(next((start / below for start in starts if (start / below).is_dir()), below))
+    for configured in run.setting("features.images", []):
+        relative = data_dir / Path(configured).expanduser()
+        folders.append(next((start / relative for start in starts if (start / relative).is_dir()), relative))
     return folders
 
 
-def find_pictures(folders: Iterable[Path], keys: Collection[str]) -> dict[str, Path]:
-    """Key -> file whose name without the ending is the key, links followed; the first folder wins.
+def find_images(folders: Iterable[Path], keys: Collection[str]) -> dict[str, Path]:
+    """Key -> image file whose name without the extension is the key. Keys without a file are omitted.
 
-    Keys without a file are left out.
+    Folders are searched recursively, symbolic links included; the first folder with a file wins.
     """
-    wanted, found, seen = set(keys), {}, set()
+    wanted, found, visited = set(keys), {}, set()
     for folder in folders:
-        for place, below, names in os.walk(folder, followlinks=True):
-            status = os.stat(place)
-            if (status.st_dev, status.st_ino) in seen:
-                below.clear()
+        for directory, subdirectories, names in os.walk(folder, followlinks=True):
+            status = os.stat(directory)
+            if (status.st_dev, status.st_ino) in visited:
+                subdirectories.clear()
                 continue
-            seen.add((status.st_dev, status.st_ino))
-            below.sort()
+            visited.add((status.st_dev, status.st_ino))
+            subdirectories.sort()
             for name in sorted(names):
-                stem, ending = os.path.splitext(name)
-                if stem in wanted and ending.lower() in ENDINGS:
-                    found[stem] = Path(place, name)
+                stem, extension = os.path.splitext(name)
+                if stem in wanted and extension.lower() in IMAGE_EXTENSIONS:
+                    found[stem] = Path(directory, name)
                     wanted.discard(stem)
             if not wanted:
                 return found
     return found
 
 
-def load_pictures(folders: Iterable[Path], keys: Collection[str]) -> dict[str, Picture]:
-    """Key -> picture, each at most `LONGEST_SIDE` pixels; what cannot be found or read says so in `problem`."""
-    paths = find_pictures(folders, keys)
-    return {key: embed(key, paths.get(key)) for key in dict.fromkeys(keys)}
+def load_images(folders: Iterable[Path], keys: Collection[str]) -> dict[str, EmbeddedImage]:
+    """Key -> image of at most `MAX_SIDE` pixels per side; `problem` is set for images not found or not readable."""
+    paths = find_images(folders, keys)
+    return {key: embed_image(key, paths.get(key)) for key in dict.fromkeys(keys)}
 
 
-def embed(key: str, path: Path | None) -> Picture:
-    """One picture as the data URI of a JPEG."""
+def embed_image(key: str, path: Path | None) -> EmbeddedImage:
+    """One image file as a JPEG data URI."""
     if path is None:
-        return Picture(key, None, 0, 0, "not found")
+        return EmbeddedImage(key, None, 0, 0, "not found")
     try:
         with Image.open(path) as opened:
-            opened.draft("RGB", (2 * LONGEST_SIDE, 2 * LONGEST_SIDE))
-            image = upright_rgb(opened)
-    except Exception as error:  # on damaged files Pillow's decoders raise nearly every type there is
-        return Picture(key, None, 0, 0, f"unreadable ({type(error).__name__})")
-    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE), Image.Resampling.LANCZOS)
-    return Picture(key, jpeg(image, quality=88, subsampling=0), image.width, image.height)
+            opened.draft("RGB", (2 * MAX_SIDE, 2 * MAX_SIDE))
+            image = to_rgb(opened)
+    except Exception as error:  # Pillow's decoders raise many exception types on corrupt files
+        return EmbeddedImage(key, None, 0, 0, f"unreadable ({type(error).__name__})")
+    image.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.LANCZOS)
+    return EmbeddedImage(key, jpeg_data_uri(image, quality=88, subsampling=0), image.width, image.height)
 
 
-def jpeg(image: Image.Image, **options: int) -> str:
-    """A picture as the data URI of a JPEG; ``options`` are those of Pillow's encoder."""
+def jpeg_data_uri(image: Image.Image, **options: int) -> str:
+    """An image as a JPEG data URI; ``options`` are those of Pillow's encoder."""
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", optimize=True, **options)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def upright_rgb(opened: Image.Image) -> Image.Image:
-    """The picture as extraction shows it to the trunk: upright, transparency on white, 16 bit scaled to 8."""
-    image, _ = upright(opened)
+def to_rgb(opened: Image.Image) -> Image.Image:
+    """The RGB image that feature extraction uses: EXIF orientation applied, white background, 16 bit scaled to 8."""
+    image, _ = apply_exif_orientation(opened)
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:

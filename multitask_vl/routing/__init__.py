@@ -1,0 +1,1 @@
+"""Routing functions and how x_R reaches a bottleneck."""

@@ -1,8 +1,8 @@
-"""How are the text's and the image's bottleneck values combined: the routing functions, pure and free of parameters.
+"""Routing functions: pure, parameter-free combinations of text and image values in a bottleneck.
 
-Every function takes ``x_t`` [B, T, r], the hidden states behind W_down, and ``x_v`` [B, S, r], the routing features
-behind the same W_down, and returns the [B, T, r] that replaces ``x_t`` before the non-linearity. With S == 1, the only
-case of the published results, each costs O(T r). Source: "routing functions" paper (ECCV 2024), Section 3, Table 6.
+Every function takes ``x_t`` [B, T, r], the hidden states after W_down, and ``x_v`` [B, S, r], the routing features
+after the same W_down. It returns the [B, T, r] that replaces ``x_t`` before the non-linearity. With S = 1, the only
+case in the published results, each costs O(T r). Source: "routing functions" paper (ECCV 2024), Section 3, Table 6.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from multitask_vl.registry import ROUTING
 
 @ROUTING.register("none")
 def none(x_t: torch.Tensor, x_v: torch.Tensor) -> torch.Tensor:
-    """No routing: ``x_t`` as it is."""
+    """No routing: ``x_t`` unchanged."""
     return x_t
 
 
 @ROUTING.register("mul")
 def mul(x_t: torch.Tensor, x_v: torch.Tensor) -> torch.Tensor:
-    """Element-wise product with the one routing row."""
-    return x_t * _one_row("mul", x_v)
+    """Element-wise product with the single routing row."""
+    return x_t * _single_row("mul", x_v)
 
 
 @ROUTING.register("add")
 def add(x_t: torch.Tensor, x_v: torch.Tensor) -> torch.Tensor:
-    """Sum with the one routing row."""
-    return x_t + _one_row("add", x_v)
+    """Sum with the single routing row."""
+    return x_t + _single_row("add", x_v)
 
 
 @ROUTING.register("mm1")
@@ -39,35 +39,35 @@ def mm1(x_t: torch.Tensor, x_v: torch.Tensor) -> torch.Tensor:
 
 @ROUTING.register("mm2")
 def mm2(x_t: torch.Tensor, x_v: torch.Tensor) -> torch.Tensor:
-    """``x_t X`` where every one of the r rows of X is the routing row: the token's sum times that row."""
-    return x_t.sum(-1, keepdim=True) * _one_row("mm2", x_v)
+    """``x_t X`` where each of the r rows of X is the routing row: the token's sum times that row."""
+    return x_t.sum(-1, keepdim=True) * _single_row("mm2", x_v)
 
 
 @ROUTING.register("mm1_relu")
 def mm1_relu(x_t: torch.Tensor, x_v: torch.Tensor) -> torch.Tensor:
-    """``ReLU(x_t) ReLU(x_v)^T x_v``: `mm1` with non-negative weights; the last factor stays as it is."""
+    """``ReLU(x_t) ReLU(x_v)^T x_v``: `mm1` with non-negative weights; no ReLU on the last factor."""
     return _project(torch.relu(x_t), torch.relu(x_v), x_v)
 
 
 @ROUTING.register("mm1_ones")
 def mm1_ones(x_t: torch.Tensor, x_v: torch.Tensor) -> torch.Tensor:
-    """``x_t x_v^T 1``: `mm1` with ones for its last factor, so that each token keeps one number (code only)."""
+    """``x_t x_v^T 1``: `mm1` with ones as its last factor, so each token keeps one number (published code only)."""
     return _project(x_t, x_v, torch.ones_like(x_v))
 
 
 @ROUTING.register("mm1_legacy_reshape")
 def mm1_legacy_reshape(x_t: torch.Tensor, x_v: torch.Tensor) -> torch.Tensor:
-    """`mm1` as the published code computes it: the S x r numbers are read anew as r x S, where they are to be turned.
+    """`mm1` as the published code computes it: reshapes the S x r matrix to r x S instead of transposing it.
 
-    The same as `mm1` for one row. For several it mixes rows and features, and depends on how many rows of padding there
-    are. For parity with published runs over all rows alone.
+    Equals `mm1` for one row. For several rows it mixes rows and features and depends on the amount of padding. For
+    parity with published runs over all rows only.
     """
     batch, rows, rank = x_v.shape
     return (x_t @ x_v.reshape(batch, rank, rows)) @ x_v
 
 
 def _project(x_t: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    """``x_t keys^T values`` in the cheapest order: a scalar per token for one row, never more than r x r in between."""
+    """``x_t keys^T values`` in the cheapest order: one scalar per token for one row, never more than r x r between."""
     rows, rank = keys.shape[1], keys.shape[2]
     if rows == 1:
         return (x_t * keys).sum(-1, keepdim=True) * values
@@ -76,10 +76,10 @@ def _project(x_t: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> tor
     return (x_t @ keys.transpose(1, 2)) @ values
 
 
-def _one_row(name: str, x_v: torch.Tensor) -> torch.Tensor:
+def _single_row(name: str, x_v: torch.Tensor) -> torch.Tensor:
     if x_v.shape[1] != 1:
         raise InputError(
             f'routing.function: "{name}" is defined for one routing row, not for {x_v.shape[1]}; '
-            'pool x_R first or use "mm1"'
+            'set routing.pooling to mean or use "mm1"'
         )
     return x_v

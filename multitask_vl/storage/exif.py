@@ -1,10 +1,10 @@
-"""How was the camera held: a picture's orientation tag, read where it can be, and the picture turned by it."""
+"""EXIF orientation of images."""
 
 from __future__ import annotations
 
 from PIL import ExifTags, Image
 
-_TURNS = {
+_TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -13,24 +13,27 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""Value of the tag -> what undoes it (EXIF 2.32, 4.6.4 A)."""
+"""Value of the orientation tag -> transpose that undoes it (EXIF 2.32, 4.6.4 A)."""
 
 
-def upright(image: Image.Image) -> tuple[Image.Image, bool]:
-    """A picture, its pixels loaded, as people see it, and whether its tag says that it was stored otherwise.
+def apply_exif_orientation(image: Image.Image) -> tuple[Image.Image, bool]:
+    """Load an image and transpose it as its EXIF orientation tag requires.
 
-    A tag that cannot be read is none: cameras and editors damage EXIF blocks more often than pixels.
+    An unreadable tag is ignored: cameras and editors corrupt EXIF blocks more often than pixels.
+
+    Returns:
+        the transposed image, and whether the tag asked for a transpose.
     """
-    # loading turns the pixels of a TIFF and takes the tag away; of others the tag may come after the pixels
-    before = _turn(image) if image.format == "TIFF" else None
+    # Pillow transposes a TIFF while loading and drops its tag; other formats may store the tag after the pixels
+    before_load = _required_transpose(image) if image.format == "TIFF" else None
     image.load()
-    left = _turn(image)
-    turned = before is not None or left is not None
-    return (image if left is None else image.transpose(left)), turned
+    after_load = _required_transpose(image)
+    transposed = before_load is not None or after_load is not None
+    return (image if after_load is None else image.transpose(after_load)), transposed
 
 
-def _turn(image: Image.Image) -> Image.Transpose | None:
+def _required_transpose(image: Image.Image) -> Image.Transpose | None:
     try:
-        return _TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
-    except Exception:  # on damaged blocks Pillow's readers raise nearly every type there is
+        return _TRANSPOSES.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # on a corrupt block Pillow's readers raise nearly every type there is
         return None

@@ -1,9 +1,9 @@
-"""How the embedded world speaks: its words, its noun phrases, every wording of every question and statement.
+"""Language of the synthetic world: vocabulary, noun phrases, and the wordings of questions, statements and captions.
 
-All text is lower case; words are separated by one space and punctuation (``. , ?``) is glued to the word before, as in
+All text is lower case. Words are separated by one space, and punctuation (``. , ?``) follows the word directly, as in
 the official files. Numbers are digits in answers (the VQA scorer turns "two" into "2") and words in sentences. Each
 template has several wordings; those of `Wordings.held_out` occur in no training text, neither of the language model
-nor of the tasks: its probe asks with them.
+nor of the tasks, and serve to probe the language model.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from multitask_vl.synthetic.scenes import (
     ATTRIBUTES,
     COLORS,
     PATTERNS,
-    PLACES,
+    QUADRANTS,
     RELATIONS,
     SHAPES,
     SIZES,
+    Appearance,
     Filter,
-    Look,
     Object,
 )
 
 THING = "thing"
-NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+NUMBER_WORDS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 COLUMN_WORDS = ("leftmost", "midleft", "midright", "rightmost")
-"""One word a column of the grid, for scenes told in words; "left" and "right" are halves of the picture."""
+"""One word per column of the grid, for scenes described as text; "left" and "right" are halves of the image."""
 ROW_WORDS = ("topmost", "upper", "lower", "bottommost")
-"""One word a row of the grid; "top" and "bottom" are halves of the picture."""
+"""One word per row of the grid; "top" and "bottom" are halves of the image."""
 SYNONYMS = {
     "small": ("little", "tiny"),
     "large": ("big",),
@@ -42,57 +42,58 @@ SYNONYMS = {
     "cross": ("plus",),
     "purple": ("violet",),
 }
-"""Other right words that some of ten people use for an answer; the official answer is never one of them."""
+"""Other correct words that some of the ten annotators use for an answer; the official answer is never one of them."""
 
 
-def noun(what: Filter | Look | Object, plural: bool = False) -> str:
-    """``large striped red star``, ``red things``: the values named, in English order, then a shape or "thing"."""
-    words = [getattr(what, name) for name in ATTRIBUTES if name != "shape" and getattr(what, name) is not None]
-    head = what.shape or THING
+def noun_phrase(described: Filter | Appearance | Object, plural: bool = False) -> str:
+    """Adjectives in English order, then the shape or "thing": ``large striped red star``, ``red things``."""
+    adjectives = [getattr(described, name) for name in ATTRIBUTES if name != "shape"]
+    head = described.shape or THING
     if plural:
         head = "crosses" if head == "cross" else head + "s"
-    return " ".join([*words, head])
+    return " ".join([*filter(None, adjectives), head])
 
 
-def a(what: Filter | Look | Object) -> str:
-    """``a red star``. No word that can come first begins with a vowel."""
-    return f"a {noun(what)}"
+def indefinite(described: Filter | Appearance | Object) -> str:
+    """Noun phrase with "a": ``a red star``. No first word begins with a vowel."""
+    return f"a {noun_phrase(described)}"
 
 
-def the(what: Filter | Look | Object) -> str:
-    """``the red star``."""
-    return f"the {noun(what)}"
+def definite(described: Filter | Appearance | Object) -> str:
+    """Noun phrase with "the": ``the red star``."""
+    return f"the {noun_phrase(described)}"
 
 
-def number_of(what: Filter, count: int) -> str:
-    """``two red stars``, ``one red star``, ``no red stars``."""
-    return f"{NUMBERS[count]} {noun(what, plural=count != 1)}"
+def number_phrase(described: Filter, count: int) -> str:
+    """Noun phrase with a number: ``two red stars``, ``one red star``, ``no red stars``."""
+    return f"{NUMBER_WORDS[count]} {noun_phrase(described, plural=count != 1)}"
 
 
 def value_phrase(attribute: str, value: str) -> str:
-    """How a value follows "is": ``red``, ``striped``, but ``a star``."""
+    """Predicate after "is": ``red``, ``striped``, but ``a star``."""
     return f"a {value}" if attribute == "shape" else value
 
 
-def cell_words(thing: Object) -> str:
-    """Where its cell is, in two words that together name one of the sixteen: ``upper leftmost``."""
+def cell_phrase(thing: Object) -> str:
+    """Row word and column word of an object's cell, such as ``upper leftmost``; unique for each of the 16 cells."""
     return f"{ROW_WORDS[thing.row]} {COLUMN_WORDS[thing.column]}"
 
 
 @dataclass(frozen=True)
 class Wordings:
-    """The wordings of a template; ``{x}``, ``{y}`` are noun phrases without article, ``{xs}``, ``{ys}`` plural ones."""
+    """Wordings of a template; ``{x}``, ``{y}`` are noun phrases without article, ``{xs}``, ``{ys}`` plural ones.
+
+    Attributes:
+        seen: wordings used in training and in the tasks.
+        held_out: wordings used only to probe the language model.
+    """
 
     seen: tuple[str, ...]
     held_out: tuple[str, ...] = ()
 
-    def pick(self, rng: random.Random, **slots: str) -> str:
-        """A seen wording with its slots filled."""
-        return rng.choice(self.seen).format(**slots)
-
-    def pick_held_out(self, rng: random.Random, **slots: str) -> str:
-        """A wording that training never shows, with its slots filled."""
-        return rng.choice(self.held_out).format(**slots)
+    def sample(self, rng: random.Random, held_out: bool = False, **slots: str) -> str:
+        """Sample a wording and fill its slots."""
+        return rng.choice(self.held_out if held_out else self.seen).format(**slots)
 
 
 QUESTIONS: dict[str, Wordings] = {
@@ -134,7 +135,7 @@ QUESTIONS: dict[str, Wordings] = {
         ("are there as many {xs} as {ys}?", "can you see as many {xs} as {ys}?"),
         ("is the number of {xs} the same as the number of {ys}?",),
     ),
-    # ---- places. {place}: one of PLACES, holding one object
+    # ---- quadrants. {place}: one of QUADRANTS that contains a single object
     "shape_at": Wordings(
         ("what is at the {place}?", "what shape is at the {place}?", "what can you see at the {place}?"),
         ("at the {place} is what shape?",),
@@ -198,7 +199,7 @@ QUESTIONS: dict[str, Wordings] = {
         ("does the picture show a {x} or a {y}?",),
     ),
 }
-"""Template -> wordings of questions about one picture."""
+"""Template -> wordings of questions about one image."""
 
 STATEMENTS: dict[str, Wordings] = {
     # {side}: left or right, {other}: the other one
@@ -235,7 +236,7 @@ STATEMENTS: dict[str, Wordings] = {
         ("the images show {number} in total.",),
     ),
 }
-"""Template -> wordings of statements about a left and a right picture, true or false."""
+"""Template -> wordings of statements about a left and a right image, true or false."""
 
 CAPTIONS: dict[str, Wordings] = {
     # {first}, {second}: phrases with article or number
@@ -252,29 +253,29 @@ CAPTIONS: dict[str, Wordings] = {
         ("{first} at the {place}.", "there is {first} at the {place}."), ("we see {first} at the {place}.",)
     ),
 }
-"""Template -> wordings of captions of one picture."""
+"""Template -> wordings of captions of one image."""
 
-_PLAIN = (
-    *SIZES, *PATTERNS, *COLORS, *SHAPES, THING, *NUMBERS, *COLUMN_WORDS, *ROW_WORDS, *ATTRIBUTES,
+_WORDS_WITHOUT_TEMPLATE = (
+    *SIZES, *PATTERNS, *COLORS, *SHAPES, THING, *NUMBER_WORDS, *COLUMN_WORDS, *ROW_WORDS, *ATTRIBUTES,
     "yes", "no", "true", "false", *"0123456789",
 )  # fmt: skip
 
 
-def words_of(text: str) -> list[str]:
-    """Words and punctuation marks of a text; slots of a wording are left out."""
+def split_words(text: str) -> list[str]:
+    """Split a text into words and punctuation marks, skipping the slots of a wording."""
     return re.findall(r"[a-z]+|[0-9]|[.,?]", re.sub(r"{\w+}", " ", text))
 
 
 def vocabulary() -> list[str]:
-    """Every word and mark that questions, statements, captions and answers are made of, sorted."""
-    words = set(_PLAIN)
-    words.update(noun(Filter(shape=shape), plural=True) for shape in (*SHAPES, THING))
-    for phrase in (*PLACES, *RELATIONS):
+    """Sorted words and punctuation marks of all questions, statements, captions and answers."""
+    words = set(_WORDS_WITHOUT_TEMPLATE)
+    words.update(noun_phrase(Filter(shape=shape), plural=True) for shape in (*SHAPES, THING))
+    for phrase in (*QUADRANTS, *RELATIONS):
         words.update(phrase.split())
     for others in SYNONYMS.values():
         words.update(others)
     for table in (QUESTIONS, STATEMENTS, CAPTIONS):
         for wordings in table.values():
             for wording in (*wordings.seen, *wordings.held_out):
-                words.update(words_of(wording))
+                words.update(split_words(wording))
     return sorted(words)

@@ -1,103 +1,119 @@
-"""What does the embedded GQA ask: compositional questions with their programs, open relational ones most of all."""
+"""GQA questions of the synthetic world: compositional questions with their programs, mostly open relational ones."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from multitask_vl.synthetic.language import THING, a, noun, the, value_phrase
-from multitask_vl.synthetic.questions import Facts, Form, Question, Template
-from multitask_vl.synthetic.questions_vqa import YES_NO, describing, other_values
+from multitask_vl.synthetic.language import THING, definite, indefinite, noun_phrase, value_phrase
+from multitask_vl.synthetic.questions import Form, Proposal, Question, SceneFacts, Template
+from multitask_vl.synthetic.questions_vqa import SINGLE_ATTRIBUTE, YES_NO, forms_without, other_values
 from multitask_vl.synthetic.questions_vqa import query as vqa_query
 from multitask_vl.synthetic.questions_vqa import relate_verify as vqa_relate_verify
-from multitask_vl.synthetic.scene_construction import FORMS
+from multitask_vl.synthetic.scene_construction import FORMS, shared_attributes
 from multitask_vl.synthetic.scenes import (
     ATTRIBUTES,
     COLORS,
     PATTERNS,
-    PLACES,
+    QUADRANTS,
     RELATIONS,
     SHAPES,
     SIZES,
     Filter,
+    Object,
 )
 
 Step = dict[str, Any]
-SINGLE = (("shape",), ("color",), ("pattern",))
 
 
 def step(operation: str, argument: str, *dependencies: int) -> Step:
-    """One operation of a program, as GQA files hold it."""
+    """One operation of a program, in the format of GQA files."""
     return {"operation": operation, "dependencies": list(dependencies), "argument": argument}
 
 
-def select(x: Filter, indices: Sequence[int], at: int = 0) -> list[Step]:
-    """Steps that pick what ``x`` describes: a noun, then one filter an adjective. ``at``: number of the first step.
+def select(x: Filter, indices: Sequence[int], first: int = 0) -> list[Step]:
+    """Steps that select the objects ``x`` describes: the noun, then one filter per adjective.
 
-    Objects stand as ``{0}``, ``{1}``: the writer puts their ids there. ``-`` stands for nothing, as in GQA.
+    Objects are written as ``{0}``, ``{1}``, which the writer replaces by their ids, and none as ``-``, as in GQA.
+
+    Args:
+        first: index of the first step in the program.
     """
-    found = ",".join(f"{{{k}}}" for k in indices) or "-"
-    steps = [step("select", f"{x.shape or THING} ({found})")]
-    for name in reversed(x.named):
+    steps = [step("select", f"{x.shape or THING} ({_object_slots(indices)})")]
+    for name in reversed(x.attributes):
         if name != "shape":
-            steps.append(step(f"filter {name}", getattr(x, name), at + len(steps) - 1))
+            steps.append(step(f"filter {name}", getattr(x, name), first + len(steps) - 1))
     return steps
 
 
-def query(attribute: str):
-    """As in "what color is the small striped star?" with its program."""
-    ask = vqa_query(attribute)
+def _object_slots(indices: Sequence[int]) -> str:
+    return ",".join(f"{{{k}}}" for k in indices) or "-"
 
-    def propose(facts: Facts, form: Form, answer: str, rng: random.Random) -> Question | None:
-        plain = ask(facts, form, answer, rng)
-        if plain is None:
+
+def _relate(x: Filter, relation: str, indices: Sequence[int], steps: list[Step]) -> None:
+    """Append the steps that move from the last result to the objects ``x`` describes in that direction."""
+    steps.append(step("relate", f"{x.shape or THING},{relation},s ({_object_slots(indices)})", len(steps) - 1))
+    # Two filters both depend on the relate step, not on each other: the files of FORMAT_VERSION 1 have it this way.
+    relate_index = len(steps) - 1
+    steps += [step(f"filter {name}", getattr(x, name), relate_index) for name in x.attributes if name != "shape"]
+
+
+def query(attribute: str) -> Proposal:
+    """Questions such as "what color is the small striped star?"."""
+    propose_vqa = vqa_query(attribute)
+
+    def propose(facts: SceneFacts, form: Form, answer: str, rng: random.Random) -> Question | None:
+        question = propose_vqa(facts, form, answer, rng)
+        if question is None:
             return None
-        steps = select(plain.named[0], plain.about)
+        (x,) = question.descriptions
+        steps = select(x, question.object_indices)
         steps.append(step("query", attribute, len(steps) - 1))
-        return _with(plain, steps, f"{the(plain.named[0])} is {value_phrase(attribute, answer)}.")
+        full_answer = f"{definite(x)} is {value_phrase(attribute, answer)}."
+        return replace(question, program=tuple(steps), full_answer=full_answer)
 
     return propose
 
 
-def relate(attribute: str):
-    """As in "what color is the star left of the red circle?": the form is what the description of the target names.
+def relate(attribute: str) -> Proposal:
+    """Questions such as "what color is the star left of the red circle?": the form is the target's description.
 
-    The relation is needed: something else fits that description, or, for "thing", there is a third object.
+    The relation is necessary: another object fits the description, or, for "thing", there is a third object.
     """
     name = f"relate_{attribute}"
 
-    def propose(facts: Facts, form: Form, answer: str, rng: random.Random) -> Question | None:
+    def propose(facts: SceneFacts, form: Form, answer: str, rng: random.Random) -> Question | None:
         options = []
-        for anchor, y in facts.unique():
+        for anchor, y in facts.unique_descriptions():
             for relation in RELATIONS:
-                beyond = facts.beyond(relation, anchor)
-                for k in beyond:
+                related = facts.related(relation, anchor)
+                for k in related:
                     if getattr(facts.objects[k], attribute) != answer:
                         continue
-                    x = Filter.of(facts.objects[k], form)
-                    fits = [j for j in facts.matching(x) if j != anchor]
-                    if len(fits) > 1 and sum(j in beyond for j in fits) == 1:
+                    x = Filter.from_appearance(facts.objects[k], form)
+                    matches = [j for j in facts.matching(x) if j != anchor]
+                    if len(matches) > 1 and sum(j in related for j in matches) == 1:
                         options.append((k, x, relation, anchor, y))
         if not options:
             return None
         index, x, relation, anchor, y = rng.choice(options)
-        slots = {"x": noun(x), "y": noun(y), "rel": relation}
+        slots = {"x": noun_phrase(x), "y": noun_phrase(y), "rel": relation}
         steps = select(y, [anchor])
-        steps.append(step("relate", f"{x.shape or THING},{relation},s ({{{index}}})", len(steps) - 1))
-        steps += [step(f"filter {n}", getattr(x, n), len(steps) - 1) for n in x.named if n != "shape"]
+        _relate(x, relation, [index], steps)
         steps.append(step("query", "name" if attribute == "shape" else attribute, len(steps) - 1))
-        full = f"{the(x)} {relation} {the(y)} is {value_phrase(attribute, answer)}."
-        return Question(name, form, slots, answer, (index, anchor), (x, y), tuple(steps), full)
+        full_answer = f"{definite(x)} {relation} {definite(y)} is {value_phrase(attribute, answer)}."
+        return Question(name, form, slots, answer, (index, anchor), (x, y), tuple(steps), full_answer)
 
     return propose
 
 
-def same_shape(facts: Facts, form: Form, answer: str, rng: random.Random) -> Question | None:
-    """As in "what shape is the other thing with the color of the star?": one other shares the form's attribute."""
+def same_shape(facts: SceneFacts, form: Form, answer: str, rng: random.Random) -> Question | None:
+    """Questions such as "what shape is the other thing with the color of the star?": one other object shares it."""
     (attribute,) = form
     options = []
-    for index, x in facts.unique(attribute):
+    for index, x in facts.unique_descriptions(attribute):
         value = getattr(facts.objects[index], attribute)
         others = [k for k in facts.matching(Filter(**{attribute: value})) if k != index]
         if len(others) == 1 and facts.objects[others[0]].shape == answer:
@@ -105,75 +121,84 @@ def same_shape(facts: Facts, form: Form, answer: str, rng: random.Random) -> Que
     if not options:
         return None
     index, x, other = rng.choice(options)
-    slots = {"x": noun(x), "attribute": attribute}
+    slots = {"x": noun_phrase(x), "attribute": attribute}
     steps = select(x, [index])
-    steps.append(step("relate", f"{THING},same {attribute},s ({{{other}}})", len(steps) - 1))
+    _relate(Filter(), f"same {attribute}", [other], steps)
     steps.append(step("query", "name", len(steps) - 1))
     return Question("same_shape", form, slots, answer, (index, other), (x,), tuple(steps), f"it is a {answer}.")
 
 
-def where(facts: Facts, form: Form, answer: str, rng: random.Random) -> Question | None:
-    """As in "where is the red star?": a quarter of the picture."""
-    options = [(k, x) for k, x in facts.unique() if x.named == form and facts.objects[k].place == answer]
+def where(facts: SceneFacts, form: Form, answer: str, rng: random.Random) -> Question | None:
+    """Questions such as "where is the red star?", answered by a quadrant of the image."""
+    options = [
+        (k, x) for k, x in facts.unique_descriptions() if x.attributes == form and facts.objects[k].quadrant == answer
+    ]
     if not options:
         return None
     index, x = rng.choice(options)
     steps = select(x, [index])
     steps.append(step("query", "position", len(steps) - 1))
-    slots = {"x": noun(x)}
-    return Question("where", form, slots, answer, (index,), (x,), tuple(steps), f"{the(x)} is at the {answer}.")
+    full_answer = f"{definite(x)} is at the {answer}."
+    return Question("where", form, {"x": noun_phrase(x)}, answer, (index,), (x,), tuple(steps), full_answer)
 
 
-def _pair(facts: Facts, attribute: str, fits, rng: random.Random):
-    """Two objects for which ``fits`` holds, each described alone without ``attribute``; None if there are none."""
-    options = facts.unique(attribute)
+def _sample_pair(
+    facts: SceneFacts, attribute: str, accept: Callable[[Object, Object], bool], rng: random.Random
+) -> tuple[tuple[int, int], tuple[Filter, Filter]] | None:
+    """Indices and descriptions of two accepted objects, described without ``attribute``; None if there are none."""
+    options = facts.unique_descriptions(attribute)
     pairs = [
-        (one, other)
-        for one in options
-        for other in options
-        if one[0] != other[0] and fits(facts.objects[one[0]], facts.objects[other[0]])
+        (first, second)
+        for first in options
+        for second in options
+        if first[0] != second[0] and accept(facts.objects[first[0]], facts.objects[second[0]])
     ]
-    return rng.choice(pairs) if pairs else None
-
-
-def common(facts: Facts, form: Form, answer: str, rng: random.Random) -> Question | None:
-    """As in "what do the star and the red circle have in common?": exactly one attribute."""
-    pair = _pair(facts, answer, lambda u, v: [n for n in ATTRIBUTES if getattr(u, n) == getattr(v, n)] == [answer], rng)
-    if pair is None:
+    if not pairs:
         return None
-    (one, x), (other, y) = pair
-    steps = select(x, [one])
+    (first, x), (second, y) = rng.choice(pairs)
+    return (first, second), (x, y)
+
+
+def _compare_program(operation: str, indices: tuple[int, int], descriptions: tuple[Filter, Filter]) -> tuple[Step, ...]:
+    """Program that selects two objects and compares them."""
+    steps = select(descriptions[0], [indices[0]])
     first = len(steps) - 1
-    steps += select(y, [other], len(steps))
-    steps.append(step("common", "", first, len(steps) - 1))
-    slots = {"x": noun(x), "y": noun(y)}
-    full = f"{the(x)} and {the(y)} have the same {answer}."
-    return Question("common", form, slots, answer, (one, other), (x, y), tuple(steps), full)
+    steps += select(descriptions[1], [indices[1]], len(steps))
+    return (*steps, step(operation, "", first, len(steps) - 1))
 
 
-def same(facts: Facts, form: Form, answer: str, rng: random.Random) -> Question | None:
-    """As in "do the star and the circle have the same color?": the form is the attribute."""
+def common(facts: SceneFacts, form: Form, answer: str, rng: random.Random) -> Question | None:
+    """Questions such as "what do the star and the red circle have in common?": exactly one attribute."""
+    found = _sample_pair(facts, answer, lambda u, v: shared_attributes(u, v) == [answer], rng)
+    if found is None:
+        return None
+    indices, (x, y) = found
+    program = _compare_program("common", indices, (x, y))
+    slots = {"x": noun_phrase(x), "y": noun_phrase(y)}
+    full_answer = f"{definite(x)} and {definite(y)} have the same {answer}."
+    return Question("common", form, slots, answer, indices, (x, y), program, full_answer)
+
+
+def same(facts: SceneFacts, form: Form, answer: str, rng: random.Random) -> Question | None:
+    """Questions such as "do the star and the circle have the same color?": the form is the attribute."""
     (attribute,) = form
-    pair = _pair(
+    found = _sample_pair(
         facts, attribute, lambda u, v: (getattr(u, attribute) == getattr(v, attribute)) == (answer == "yes"), rng
     )
-    if pair is None:
+    if found is None:
         return None
-    (one, x), (other, y) = pair
-    steps = select(x, [one])
-    first = len(steps) - 1
-    steps += select(y, [other], len(steps))
-    steps.append(step(f"same {attribute}", "", first, len(steps) - 1))
-    slots = {"x": noun(x), "y": noun(y), "attribute": attribute}
-    alike = "the same" if answer == "yes" else "no common"
-    full = f"{answer}, {the(x)} and {the(y)} have {alike} {attribute}."
-    return Question("same", form, slots, answer, (one, other), (x, y), tuple(steps), full)
+    indices, (x, y) = found
+    program = _compare_program(f"same {attribute}", indices, (x, y))
+    slots = {"x": noun_phrase(x), "y": noun_phrase(y), "attribute": attribute}
+    predicate = "the same" if answer == "yes" else "no common"
+    full_answer = f"{answer}, {definite(x)} and {definite(y)} have {predicate} {attribute}."
+    return Question("same", form, slots, answer, indices, (x, y), program, full_answer)
 
 
-def choose(facts: Facts, form: Form, position: str, rng: random.Random) -> Question | None:
-    """As in "is the star red or blue?": the form is the attribute; what is balanced is which of the two is right."""
+def choose(facts: SceneFacts, form: Form, position: str, rng: random.Random) -> Question | None:
+    """Questions such as "is the star red or blue?": the form is the attribute, the answer which one is right."""
     (attribute,) = form
-    options = facts.unique(attribute)
+    options = facts.unique_descriptions(attribute)
     if not options:
         return None
     index, x = rng.choice(options)
@@ -187,111 +212,105 @@ def choose(facts: Facts, form: Form, position: str, rng: random.Random) -> Quest
     v, w = (value_phrase(attribute, value) for value in pair)
     steps = select(x, [index])
     steps.append(step(f"choose {attribute}", "|".join(pair), len(steps) - 1))
-    slots = {"x": noun(x), "v": v, "w": w}
-    full = f"{the(x)} is {value_phrase(attribute, right)}."
-    return Question("choose", form, slots, right, (index,), (x,), tuple(steps), full)
+    slots = {"x": noun_phrase(x), "v": v, "w": w}
+    full_answer = f"{definite(x)} is {value_phrase(attribute, right)}."
+    return Question("choose", form, slots, right, (index,), (x,), tuple(steps), full_answer)
 
 
-def relate_verify(facts: Facts, form: Form, answer: str, rng: random.Random) -> Question | None:
-    """As in "is the star left of the red circle?" with its program."""
-    plain = vqa_relate_verify(facts, form, answer, rng)
-    if plain is None:
+def relate_verify(facts: SceneFacts, form: Form, answer: str, rng: random.Random) -> Question | None:
+    """Questions such as "is the star left of the red circle?"."""
+    question = vqa_relate_verify(facts, form, answer, rng)
+    if question is None:
         return None
-    (x, y), (index, anchor) = plain.named, plain.about
+    (relation,), (x, y), (index, anchor) = form, question.descriptions, question.object_indices
     steps = select(x, [index])
-    steps.append(step("verify rel", f"{y.shape or THING},{form[0]},o ({{{anchor}}})", len(steps) - 1))
-    denied = "" if answer == "yes" else "not "
-    return _with(plain, steps, f"{answer}, {the(x)} is {denied}{form[0]} {the(y)}.")
+    steps.append(step("verify rel", f"{y.shape or THING},{relation},o ({{{anchor}}})", len(steps) - 1))
+    negation = "" if answer == "yes" else "not "
+    full_answer = f"{answer}, {definite(x)} is {negation}{relation} {definite(y)}."
+    return replace(question, program=tuple(steps), full_answer=full_answer)
 
 
-def relate_exist(facts: Facts, form: Form, answer: str, rng: random.Random) -> Question | None:
-    """As in "is there a star left of the red circle?": half of the absent ones are elsewhere in the picture."""
-    options = facts.unique()
+def relate_exist(facts: SceneFacts, form: Form, answer: str, rng: random.Random) -> Question | None:
+    """Questions such as "is there a star left of the red circle?"; half of the absent objects are elsewhere."""
+    options = facts.unique_descriptions()
     if not options:
         return None
     anchor, y = rng.choice(options)
     relation = rng.choice(RELATIONS)
-    beyond = facts.beyond(relation, anchor)
-    behind = [k for k in range(len(facts.objects)) if k != anchor and k not in beyond]
+    related = facts.related(relation, anchor)
+    unrelated = [k for k in range(len(facts.objects)) if k != anchor and k not in related]
     if answer == "yes":
-        x = Filter.of(facts.objects[rng.choice(beyond)], form) if beyond else None
+        x = Filter.from_appearance(facts.objects[rng.choice(related)], form) if related else None
     elif rng.random() < 0.5:
-        x = Filter.of(facts.objects[rng.choice(behind)], form) if behind else None
+        x = Filter.from_appearance(facts.objects[rng.choice(unrelated)], form) if unrelated else None
     else:
-        x = facts.absent(form, rng.random() < 0.5, rng)
+        x = facts.absent_description(form, rng.random() < 0.5, rng)
     if x is None or x.matches(facts.objects[anchor]):
         return None
-    fits = tuple(k for k in facts.matching(x) if k in beyond)
-    if bool(fits) != (answer == "yes"):
+    matches = tuple(k for k in facts.matching(x) if k in related)
+    if bool(matches) != (answer == "yes"):
         return None
     steps = select(y, [anchor])
-    found = ",".join(f"{{{k}}}" for k in fits) or "-"
-    steps.append(step("relate", f"{x.shape or THING},{relation},s ({found})", len(steps) - 1))
-    steps += [step(f"filter {n}", getattr(x, n), len(steps) - 1) for n in x.named if n != "shape"]
+    _relate(x, relation, matches, steps)
     steps.append(step("exist", "?", len(steps) - 1))
-    slots = {"x": noun(x), "y": noun(y), "rel": relation}
-    full = f"{answer}, there is {a(x) if fits else 'no ' + noun(x)} {relation} {the(y)}."
-    return Question("relate_exist", form, slots, answer, (*fits, anchor), (x, y), tuple(steps), full)
+    slots = {"x": noun_phrase(x), "y": noun_phrase(y), "rel": relation}
+    subject = indefinite(x) if matches else f"no {noun_phrase(x)}"
+    full_answer = f"{answer}, there is {subject} {relation} {definite(y)}."
+    return Question("relate_exist", form, slots, answer, (*matches, anchor), (x, y), tuple(steps), full_answer)
 
 
-def two_exist(name: str, word: str):
-    """As in "is there a star and a circle?" and "is there a star or a circle?": both descriptions of one form."""
+def two_exist(name: str, operator: str) -> Proposal:
+    """Questions such as "is there a star and a circle?" or "... a star or a circle?": two descriptions of one form."""
 
-    def propose(facts: Facts, form: Form, answer: str, rng: random.Random) -> Question | None:
+    def propose(facts: SceneFacts, form: Form, answer: str, rng: random.Random) -> Question | None:
         if answer == "yes":
-            present = 2 if word == "and" else rng.choice((1, 1, 2))
+            num_present = 2 if operator == "and" else rng.choice((1, 1, 2))
         else:
-            present = rng.choice((0, 1, 1)) if word == "and" else 0
-        there = sorted({Filter.of(thing, form) for thing in facts.objects}, key=noun)
-        if len(there) < present:
+            num_present = rng.choice((0, 1, 1)) if operator == "and" else 0
+        present = sorted({Filter.from_appearance(thing, form) for thing in facts.objects}, key=noun_phrase)
+        if len(present) < num_present:
             return None
-        named = rng.sample(there, present)
-        while len(named) < 2:
-            x = facts.absent(form, rng.random() < 0.5, rng)
-            if x is None or x in named:
+        descriptions = rng.sample(present, num_present)
+        while len(descriptions) < 2:
+            absent = facts.absent_description(form, rng.random() < 0.5, rng)
+            if absent is None or absent in descriptions:
                 return None
-            named.append(x)
-        rng.shuffle(named)
-        x, y = named
+            descriptions.append(absent)
+        rng.shuffle(descriptions)
+        x, y = descriptions
         steps: list[Step] = []
-        ends = []
-        for one in named:
-            steps += select(one, facts.matching(one), len(steps))
+        results = []
+        for each in descriptions:
+            steps += select(each, facts.matching(each), len(steps))
             steps.append(step("exist", "?", len(steps) - 1))
-            ends.append(len(steps) - 1)
-        steps.append(step(word, "", *ends))
-        slots = {"x": noun(x), "y": noun(y)}
-        about = (*facts.matching(x), *facts.matching(y))
-        return Question(name, form, slots, answer, about, (x, y), tuple(steps), f"{answer}.")
+            results.append(len(steps) - 1)
+        steps.append(step(operator, "", *results))
+        slots = {"x": noun_phrase(x), "y": noun_phrase(y)}
+        indices = (*facts.matching(x), *facts.matching(y))
+        return Question(name, form, slots, answer, indices, (x, y), tuple(steps), f"{answer}.")
 
     return propose
 
 
-def _with(plain: Question, steps: list[Step], full_answer: str) -> Question:
-    return Question(
-        plain.template, plain.form, plain.slots, plain.answer, plain.about, plain.named, tuple(steps), full_answer
-    )
+def _target_forms(attribute: str) -> tuple[Form, ...]:
+    return ((), *(form for form in SINGLE_ATTRIBUTE if attribute not in form))
 
 
-def _targets(asked: str) -> tuple[Form, ...]:
-    return ((), *(form for form in SINGLE if asked not in form))
-
-
-def _pairs(asked: str) -> tuple[Form, ...]:
-    return tuple(form for form in describing(asked) if len(form) == 2)
+def _pair_forms(attribute: str) -> tuple[Form, ...]:
+    return tuple(form for form in forms_without(attribute) if len(form) == 2)
 
 
 TEMPLATES = (
-    Template("relate_color", 14, _targets("color"), COLORS, relate("color")),
-    Template("relate_shape", 14, _targets("shape"), SHAPES, relate("shape")),
-    Template("relate_pattern", 8, _targets("pattern"), PATTERNS, relate("pattern")),
-    Template("relate_size", 4, _targets("size"), SIZES, relate("size")),
+    Template("relate_color", 14, _target_forms("color"), COLORS, relate("color")),
+    Template("relate_shape", 14, _target_forms("shape"), SHAPES, relate("shape")),
+    Template("relate_pattern", 8, _target_forms("pattern"), PATTERNS, relate("pattern")),
+    Template("relate_size", 4, _target_forms("size"), SIZES, relate("size")),
     Template("same_shape", 6, (("color",), ("pattern",), ("size",)), SHAPES, same_shape),
-    Template("where", 8, FORMS, PLACES, where),
+    Template("where", 8, FORMS, QUADRANTS, where),
     Template("common", 5, ((),), ATTRIBUTES, common),
-    Template("query_color", 6, _pairs("color"), COLORS, query("color")),
-    Template("query_shape", 5, _pairs("shape"), SHAPES, query("shape")),
-    Template("query_pattern", 3, _pairs("pattern"), PATTERNS, query("pattern")),
+    Template("query_color", 6, _pair_forms("color"), COLORS, query("color")),
+    Template("query_shape", 5, _pair_forms("shape"), SHAPES, query("shape")),
+    Template("query_pattern", 3, _pair_forms("pattern"), PATTERNS, query("pattern")),
     Template("choose", 6, tuple((name,) for name in ATTRIBUTES), ("first", "second"), choose),
     Template("same", 6, tuple((name,) for name in ATTRIBUTES), YES_NO, same),
     Template("relate_exist", 6, FORMS, YES_NO, relate_exist),
@@ -299,7 +318,7 @@ TEMPLATES = (
     Template("both_exist", 3, FORMS, YES_NO, two_exist("both_exist", "and")),
     Template("either_exist", 2, FORMS, YES_NO, two_exist("either_exist", "or")),
 )
-TYPES = {  # template -> structural, semantic, detailed, as GQA sorts its questions
+TYPES = {
     **{f"relate_{name}": ("query", "rel", f"relS{name.capitalize()}") for name in ("color", "pattern", "size")},
     "relate_shape": ("query", "rel", "relS"),
     "same_shape": ("query", "rel", "sameRelS"),
@@ -314,3 +333,4 @@ TYPES = {  # template -> structural, semantic, detailed, as GQA sorts its questi
     "both_exist": ("logical", "obj", "existAnd"),
     "either_exist": ("logical", "obj", "existOr"),
 }
+"""Template -> structural, semantic and detailed type in GQA's classification."""

@@ -1,72 +1,83 @@
-"""What does the embedded VQA ask: attributes, presence, number, comparison, places and relations in one picture."""
+"""VQA questions of the synthetic world: attributes, presence, number, comparison, position and relations."""
 
 from __future__ import annotations
 
 import random
 
-from multitask_vl.synthetic.language import noun, value_phrase
-from multitask_vl.synthetic.questions import Facts, Form, Question, Template
+from multitask_vl.synthetic.language import noun_phrase, value_phrase
+from multitask_vl.synthetic.questions import Form, Proposal, Question, SceneFacts, Template
 from multitask_vl.synthetic.scene_construction import FORMS
-from multitask_vl.synthetic.scenes import ATTRIBUTES, COLORS, PATTERNS, RELATIONS, SHAPES, SIZES, VALUES, Filter, holds
+from multitask_vl.synthetic.scenes import (
+    ATTRIBUTES,
+    COLORS,
+    PATTERNS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    VALUES,
+    Filter,
+    relation_holds,
+)
 
 YES_NO = ("yes", "no")
-MOST_COUNTED = 4
-SINGLE = (("shape",), ("color",), ("pattern",))
+MAX_COUNT = 4
+SINGLE_ATTRIBUTE = (("shape",), ("color",), ("pattern",))
 
 
-def describing(asked: str) -> tuple[Form, ...]:
-    """Forms of a description that helps to ask for an attribute: one or two of the others."""
-    rest = [name for name in ATTRIBUTES if name != asked]
+def forms_without(attribute: str) -> tuple[Form, ...]:
+    """Forms of descriptions that name one or two attributes other than ``attribute``."""
+    rest = [name for name in ATTRIBUTES if name != attribute]
     return (
         *((name,) for name in rest),
-        *((one, two) for one in rest for two in rest if rest.index(one) < rest.index(two)),
+        *((first, second) for first in rest for second in rest if rest.index(first) < rest.index(second)),
     )
 
 
-def query(attribute: str):
-    """As in "what color is the striped star?": a description that fits one object only, without the attribute asked."""
+def query(attribute: str) -> Proposal:
+    """Questions such as "what color is the striped star?": a unique description without the attribute asked for."""
 
-    def propose(facts: Facts, form: Form, answer: str, rng: random.Random) -> Question | None:
+    def propose(facts: SceneFacts, form: Form, answer: str, rng: random.Random) -> Question | None:
         options = [
             (k, x)
-            for k, x in facts.unique(attribute)
-            if x.named == form and getattr(facts.objects[k], attribute) == answer
+            for k, x in facts.unique_descriptions(attribute)
+            if x.attributes == form and getattr(facts.objects[k], attribute) == answer
         ]
         if not options:
             return None
         index, x = rng.choice(options)
-        name = f"query_{attribute}"
-        return Question(name, form, {"x": noun(x)}, answer, (index,), (x,))
+        return Question(f"query_{attribute}", form, {"x": noun_phrase(x)}, answer, (index,), (x,))
 
     return propose
 
 
-def exist(facts: Facts, form: Form, answer: str, rng: random.Random) -> Question | None:
-    """As in "is there a red star?": half of the absent ones are nearest misses."""
-    present = answer == "yes"
-    x = Filter.of(rng.choice(facts.objects), form) if present else facts.absent(form, rng.random() < 0.5, rng)
-    if x is None:
-        return None
-    return Question("exist", form, {"x": noun(x)}, answer, facts.matching(x), (x,))
-
-
-def count(facts: Facts, form: Form, answer: str, rng: random.Random) -> Question | None:
-    """As in "how many red things are there?": zero to four."""
-    if answer == "0":
-        x = facts.absent(form, rng.random() < 0.5, rng)
+def exist(facts: SceneFacts, form: Form, answer: str, rng: random.Random) -> Question | None:
+    """Questions such as "is there a red star?"; half of the absent descriptions are near misses."""
+    if answer == "yes":
+        x = Filter.from_appearance(rng.choice(facts.objects), form)
     else:
-        present = {Filter.of(thing, form) for thing in facts.objects}
-        right = sorted((x for x in present if x.count(facts.objects) == int(answer)), key=noun)
-        x = rng.choice(right) if right else None
+        x = facts.absent_description(form, rng.random() < 0.5, rng)
     if x is None:
         return None
-    return Question("count", form, {"xs": noun(x, plural=True)}, answer, facts.matching(x), (x,))
+    return Question("exist", form, {"x": noun_phrase(x)}, answer, facts.matching(x), (x,))
 
 
-def verify(facts: Facts, form: Form, answer: str, rng: random.Random) -> Question | None:
-    """As in "is the star red?": the form is the attribute. Half of the wrong values occur elsewhere in the picture."""
+def count(facts: SceneFacts, form: Form, answer: str, rng: random.Random) -> Question | None:
+    """Questions such as "how many red things are there?", with answers from 0 to MAX_COUNT."""
+    if answer == "0":
+        x = facts.absent_description(form, rng.random() < 0.5, rng)
+    else:
+        present = {Filter.from_appearance(thing, form) for thing in facts.objects}
+        options = sorted((x for x in present if x.count(facts.objects) == int(answer)), key=noun_phrase)
+        x = rng.choice(options) if options else None
+    if x is None:
+        return None
+    return Question("count", form, {"xs": noun_phrase(x, plural=True)}, answer, facts.matching(x), (x,))
+
+
+def verify(facts: SceneFacts, form: Form, answer: str, rng: random.Random) -> Question | None:
+    """Questions such as "is the star red?": the form is the attribute. Half of the wrong values occur in the image."""
     (attribute,) = form
-    options = facts.unique(attribute)
+    options = facts.unique_descriptions(attribute)
     if not options:
         return None
     index, x = rng.choice(options)
@@ -76,83 +87,85 @@ def verify(facts: Facts, form: Form, answer: str, rng: random.Random) -> Questio
         if not wrong:
             return None
         value = rng.choice(wrong)
-    slots = {"x": noun(x), "v": value_phrase(attribute, value)}
+    slots = {"x": noun_phrase(x), "v": value_phrase(attribute, value)}
     return Question("verify", form, slots, answer, (index,), (x,))
 
 
-def other_values(facts: Facts, index: int, x: Filter, attribute: str, elsewhere: bool) -> list[str]:
-    """Values object ``index`` lacks, that may be named with ``x``, and that others in the picture have or have not."""
+def other_values(facts: SceneFacts, index: int, x: Filter, attribute: str, in_image: bool) -> list[str]:
+    """Values that object ``index`` lacks, that may be named with ``x``, and that other objects have (``in_image``)."""
     thing = facts.objects[index]
     seen = {getattr(other, attribute) for other in facts.objects}
-    values = [v for v in VALUES[attribute] if v != getattr(thing, attribute) and (v in seen) == elsewhere]
+    values = [v for v in VALUES[attribute] if v != getattr(thing, attribute) and (v in seen) == in_image]
     if attribute == "size":
         values = [v for v in SIZES if v != thing.size]
-    return [v for v in values if facts.may_name(Filter(**{n: getattr(x, n) for n in x.named} | {attribute: v}))]
+    known = {name: getattr(x, name) for name in x.attributes}
+    return [v for v in values if facts.may_describe(Filter(**known | {attribute: v}))]
 
 
-def numbers(name: str):
-    """As in "are there more stars than circles?" and "are there as many ...": both descriptions of one attribute."""
+def compare_numbers(name: str) -> Proposal:
+    """Questions such as "are there more stars than circles?" or "... as many ...": descriptions of one attribute."""
 
-    def propose(facts: Facts, form: Form, answer: str, rng: random.Random) -> Question | None:
+    def propose(facts: SceneFacts, form: Form, answer: str, rng: random.Random) -> Question | None:
         (attribute,) = form
-        tally = {v: Filter(**{attribute: v}).count(facts.objects) for v in VALUES[attribute]}
-        pairs = [(v, w) for v in tally for w in tally if v != w and tally[v] + tally[w] > 0]
+        counts = {v: Filter(**{attribute: v}).count(facts.objects) for v in VALUES[attribute]}
+        pairs = [(v, w) for v in counts for w in counts if v != w and counts[v] + counts[w] > 0]
         if name == "more":
-            pairs = [(v, w) for v, w in pairs if (tally[v] > tally[w]) == (answer == "yes")]
-        else:  # both present, else "as many" would ask for presence only
-            pairs = [(v, w) for v, w in pairs if tally[v] and tally[w] and (tally[v] == tally[w]) == (answer == "yes")]
+            pairs = [(v, w) for v, w in pairs if (counts[v] > counts[w]) == (answer == "yes")]
+        else:  # both present, since "as many" would otherwise only ask about presence
+            pairs = [
+                (v, w) for v, w in pairs if counts[v] and counts[w] and (counts[v] == counts[w]) == (answer == "yes")
+            ]
         if not pairs:
             return None
         x, y = (Filter(**{attribute: v}) for v in rng.choice(pairs))
-        slots = {"xs": noun(x, plural=True), "ys": noun(y, plural=True)}
+        slots = {"xs": noun_phrase(x, plural=True), "ys": noun_phrase(y, plural=True)}
         return Question(name, form, slots, answer, (*facts.matching(x), *facts.matching(y)), (x, y))
 
     return propose
 
 
-def at_place(attribute: str):
-    """As in "what color is the thing at the top left?": a quarter that holds one object."""
+def attribute_in_quadrant(attribute: str) -> Proposal:
+    """Questions such as "what color is the thing at the top left?" about a quadrant with a single object."""
 
-    def propose(facts: Facts, form: Form, answer: str, rng: random.Random) -> Question | None:
-        right = [place for place, k in facts.alone_at.items() if getattr(facts.objects[k], attribute) == answer]
-        if not right:
+    def propose(facts: SceneFacts, form: Form, answer: str, rng: random.Random) -> Question | None:
+        options = [name for name, k in facts.sole_objects.items() if getattr(facts.objects[k], attribute) == answer]
+        if not options:
             return None
-        place = rng.choice(right)
-        name = f"{attribute}_at"
-        return Question(name, form, {"place": place}, answer, (facts.alone_at[place],))
+        quadrant = rng.choice(options)
+        return Question(f"{attribute}_at", form, {"place": quadrant}, answer, (facts.sole_objects[quadrant],))
 
     return propose
 
 
-def relate_verify(facts: Facts, form: Form, answer: str, rng: random.Random) -> Question | None:
-    """As in "is the star left of the red circle?": the form is the relation."""
+def relate_verify(facts: SceneFacts, form: Form, answer: str, rng: random.Random) -> Question | None:
+    """Questions such as "is the star left of the red circle?": the form is the relation."""
     (relation,) = form
-    options = facts.unique()
+    options = facts.unique_descriptions()
     pairs = [
-        (one, other)
-        for one in options
-        for other in options
-        if one[0] != other[0] and holds(relation, facts.objects[one[0]], facts.objects[other[0]]) == (answer == "yes")
+        (subject, anchor)
+        for subject in options
+        for anchor in options
+        if subject[0] != anchor[0]
+        and relation_holds(relation, facts.objects[subject[0]], facts.objects[anchor[0]]) == (answer == "yes")
     ]
     if not pairs:
         return None
     (index, x), (anchor, y) = rng.choice(pairs)
-    slots = {"x": noun(x), "y": noun(y), "rel": relation}
+    slots = {"x": noun_phrase(x), "y": noun_phrase(y), "rel": relation}
     return Question("relate_verify", form, slots, answer, (index, anchor), (x, y))
 
 
-COUNTED = tuple(map(str, range(MOST_COUNTED + 1)))
 TEMPLATES = (
-    Template("query_color", 14, describing("color"), COLORS, query("color")),
-    Template("query_shape", 12, describing("shape"), SHAPES, query("shape")),
-    Template("query_pattern", 10, describing("pattern"), PATTERNS, query("pattern")),
-    Template("query_size", 3, describing("size"), SIZES, query("size")),
-    Template("color_at", 6, ((),), COLORS, at_place("color")),
-    Template("shape_at", 6, ((),), SHAPES, at_place("shape")),
-    Template("count", 14, FORMS, COUNTED, count),
+    Template("query_color", 14, forms_without("color"), COLORS, query("color")),
+    Template("query_shape", 12, forms_without("shape"), SHAPES, query("shape")),
+    Template("query_pattern", 10, forms_without("pattern"), PATTERNS, query("pattern")),
+    Template("query_size", 3, forms_without("size"), SIZES, query("size")),
+    Template("color_at", 6, ((),), COLORS, attribute_in_quadrant("color")),
+    Template("shape_at", 6, ((),), SHAPES, attribute_in_quadrant("shape")),
+    Template("count", 14, FORMS, tuple(map(str, range(MAX_COUNT + 1))), count),
     Template("exist", 17, FORMS, YES_NO, exist),
     Template("verify", 7, tuple((name,) for name in ATTRIBUTES), YES_NO, verify),
-    Template("more", 5, SINGLE, YES_NO, numbers("more")),
-    Template("as_many", 2, SINGLE, YES_NO, numbers("as_many")),
+    Template("more", 5, SINGLE_ATTRIBUTE, YES_NO, compare_numbers("more")),
+    Template("as_many", 2, SINGLE_ATTRIBUTE, YES_NO, compare_numbers("as_many")),
     Template("relate_verify", 4, tuple((r,) for r in RELATIONS), YES_NO, relate_verify),
 )

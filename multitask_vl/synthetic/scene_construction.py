@@ -1,4 +1,4 @@
-"""How a scene is built FOR an answer: exactly k objects match, one is unique, one stands left of another."""
+"""Scenes built for a given answer: exactly k objects match, one object is unique, one is left of another."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import NamedTuple
 
 from multitask_vl.synthetic.scenes import (
     ATTRIBUTES,
-    FEWEST,
-    MOST,
+    MAX_OBJECTS,
+    MIN_OBJECTS,
     RELATIONS,
     SEEN,
     VALUES,
+    Appearance,
     Filter,
-    Look,
     Object,
     Scene,
-    compose,
-    holds,
-    layout,
-    palette,
+    compose_scene,
+    relation_holds,
+    sample_layout,
+    sample_palette,
 )
 
 FORMS = (("shape",), ("color",), ("pattern",), ("color", "shape"), ("pattern", "shape"), ("pattern", "color"))
-"""Attributes that questions about presence and number name: half of them one, half of them two."""
+"""Attributes named by questions about presence and number: half of the forms name one, half name two."""
 
 
-class Relation(NamedTuple):
-    """A staged relation: the one object matching ``target`` that is ``relation`` the one matching ``anchor``."""
+class RelationScene(NamedTuple):
+    """Scene in which one object matching ``target`` is ``relation`` the object matching ``anchor``."""
 
     scene: Scene
     target: Filter
@@ -38,159 +38,175 @@ class Relation(NamedTuple):
     answer: Object
 
 
-def draw_filter(rng: random.Random, pool: Sequence[Look] = SEEN, forms: Sequence[Sequence[str]] = FORMS) -> Filter:
-    """A filter that some look of ``pool`` matches, its form drawn first so that no form depends on an answer."""
-    return Filter.of(rng.choice(pool), rng.choice(forms))
+def sample_filter(
+    rng: random.Random, pool: Sequence[Appearance] = SEEN, forms: Sequence[Sequence[str]] = FORMS
+) -> Filter:
+    """Filter that some appearance of ``pool`` matches; its form does not depend on any answer."""
+    return Filter.from_appearance(rng.choice(pool), rng.choice(forms))
 
 
-def near_misses(wanted: Filter, pool: Sequence[Look]) -> list[Look]:
-    """Looks of ``pool`` that match ``wanted`` in all named attributes but one."""
-    names = wanted.named
-    values = [getattr(wanted, name) for name in names]
+def near_misses(target: Filter, pool: Sequence[Appearance]) -> list[Appearance]:
+    """Appearances of ``pool`` that match ``target`` in all required attributes but one."""
+    names = target.attributes
+    values = [getattr(target, name) for name in names]
     return [k for k in pool if sum(getattr(k, n) != v for n, v in zip(names, values, strict=True)) == 1]
 
 
-def looks_with_count(
-    wanted: Filter,
-    number: int,
+def appearances_with_count(
+    target: Filter,
+    count: int,
     rng: random.Random,
-    pool: Sequence[Look] = SEEN,
-    others: Sequence[Look] | None = None,
+    pool: Sequence[Appearance] = SEEN,
+    others: Sequence[Appearance] | None = None,
     near: bool | None = None,
     total: int | None = None,
-) -> list[Look]:
-    """Looks of a scene in which exactly ``number`` match ``wanted``.
+) -> list[Appearance]:
+    """Appearances of a scene in which exactly ``count`` match ``target``.
 
     Args:
         pool: where the matching ones come from.
-        others: where the rest comes from; default ``pool``.
-        near: whether the rest holds a nearest miss (all but one attribute right). None: by the toss of a coin.
-        total: objects in all; default drawn so that it tells as little as possible about ``number``.
+        others: where the distractors come from; default ``pool``.
+        near: whether distractors include a near miss (all but one attribute right). None: with probability 0.5.
+        total: number of objects; by default sampled so that it reveals as little as possible about ``count``.
     """
     others = pool if others is None else others
     if total is None:
-        total = rng.randint(max(FEWEST, number), MOST)
-    matching = [look for look in pool if wanted.matches(look)]
-    missing = [look for look in palette(rng, others) if not wanted.matches(look)]
-    missing = missing or [look for look in others if not wanted.matches(look)]
-    looks = [rng.choice(matching) for _ in range(number)]
-    rest = total - number
+        total = rng.randint(max(MIN_OBJECTS, count), MAX_OBJECTS)
+    matching = [each for each in pool if target.matches(each)]
+    distractors = [each for each in sample_palette(rng, others) if not target.matches(each)]
+    distractors = distractors or [each for each in others if not target.matches(each)]
+    chosen = [rng.choice(matching) for _ in range(count)]
+    num_distractors = total - count
     if near is None:
         near = rng.random() < 0.5
-    if near and rest:
-        misses = near_misses(wanted, others)
-        wrong = rng.randint(1, rest)
-        looks += [rng.choice(misses) for _ in range(wrong)] if misses else []
-    looks += [rng.choice(missing) for _ in range(total - len(looks))]
-    return looks
+    if near and num_distractors:
+        misses = near_misses(target, others)
+        num_misses = rng.randint(1, num_distractors)
+        chosen += [rng.choice(misses) for _ in range(num_misses)] if misses else []
+    chosen += [rng.choice(distractors) for _ in range(total - len(chosen))]
+    return chosen
 
 
 def scene_with_count(
-    wanted: Filter,
-    number: int,
+    target: Filter,
+    count: int,
     rng: random.Random,
-    pool: Sequence[Look] = SEEN,
-    others: Sequence[Look] | None = None,
+    pool: Sequence[Appearance] = SEEN,
+    others: Sequence[Appearance] | None = None,
     near: bool | None = None,
     total: int | None = None,
 ) -> Scene:
-    """A scene in which exactly ``number`` (0 to MOST) objects match ``wanted``; see `looks_with_count`."""
-    return compose(looks_with_count(wanted, number, rng, pool, others, near, total), rng)
+    """Scene in which exactly ``count`` (0 to MAX_OBJECTS) objects match ``target``; see `appearances_with_count`."""
+    return compose_scene(appearances_with_count(target, count, rng, pool, others, near, total), rng)
 
 
 def unique_filters(
-    objects: Sequence[Look | Object], index: int, asked: str | None = None, longest: int = 3
+    objects: Sequence[Appearance | Object], index: int, exclude: str | None = None, max_attributes: int = 3
 ) -> list[Filter]:
-    """Filters of up to ``longest`` attributes, without the one ``asked``, that only object ``index`` matches.
+    """Filters of up to ``max_attributes`` attributes that only object ``index`` matches.
 
-    Shortest first, and never one with an attribute it could do without.
+    Shortest first, never with a superfluous attribute, and never with the attribute ``exclude``.
     """
     found: list[Filter] = []
-    usable = [name for name in ATTRIBUTES if name != asked]
-    for number in range(1, longest + 1):
+    usable = [name for name in ATTRIBUTES if name != exclude]
+    for number in range(1, max_attributes + 1):
         for names in combinations(usable, number):
-            if any(set(known.named) <= set(names) for known in found):
+            if any(set(known.attributes) <= set(names) for known in found):
                 continue
-            candidate = Filter.of(objects[index], names)
+            candidate = Filter.from_appearance(objects[index], names)
             if candidate.count(objects) == 1:
                 found.append(candidate)
     return found
 
 
 def scene_for_value(
-    attribute: str, value: str, rng: random.Random, pool: Sequence[Look] = SEEN, others: Sequence[Look] | None = None
+    attribute: str,
+    value: str,
+    rng: random.Random,
+    pool: Sequence[Appearance] = SEEN,
+    others: Sequence[Appearance] | None = None,
 ) -> Scene:
-    """A scene in which some object with this value can be told from the rest without naming the attribute."""
-    wanted = [look for look in pool if getattr(look, attribute) == value]
+    """Scene with an object of this value that can be described uniquely without naming the attribute."""
+    with_value = [each for each in pool if getattr(each, attribute) == value]
     while True:
-        looks = [rng.choice(wanted)]
-        rest = palette(rng, pool if others is None else others)
-        looks += [rng.choice(rest) for _ in range(rng.randint(FEWEST, MOST) - 1)]
-        if unique_filters(looks, 0, asked=attribute):
-            return compose(looks, rng)
+        appearances = [rng.choice(with_value)]
+        palette = sample_palette(rng, pool if others is None else others)
+        appearances += [rng.choice(palette) for _ in range(rng.randint(MIN_OBJECTS, MAX_OBJECTS) - 1)]
+        if unique_filters(appearances, 0, exclude=attribute):
+            return compose_scene(appearances, rng)
 
 
 def scene_for_relation(
-    attribute: str, value: str, rng: random.Random, pool: Sequence[Look] = SEEN, others: Sequence[Look] | None = None
-) -> Relation:
-    """A scene for "what <attribute> is the <target> <relation> the <anchor>?" whose answer is ``value``.
+    attribute: str,
+    value: str,
+    rng: random.Random,
+    pool: Sequence[Appearance] = SEEN,
+    others: Sequence[Appearance] | None = None,
+) -> RelationScene:
+    """Scene for "what <attribute> is the <target> <relation> the <anchor>?" whose answer is ``value``.
 
-    More than one object matches the target's description (unless it is "thing"), but one only in that direction, so the
-    relation is needed. Geometry is drawn first and looks are given out to it afterwards.
+    More than one object matches the target's description (unless it is "thing"), but only one in that direction: the
+    question cannot be answered without the relation. Positions are sampled first, then appearances are assigned.
     """
     others = pool if others is None else others
-    wanted = [look for look in pool if getattr(look, attribute) == value]
+    with_value = [each for each in pool if getattr(each, attribute) == value]
     forms = [("shape",), ("color",), ("pattern",), ()]
     forms = [form for form in forms if attribute not in form]
     while True:
-        sizes = [rng.choice(VALUES["size"]) for _ in range(rng.randint(3, MOST))]
-        places = layout(sizes, rng)
-        blanks = [Object(size, "", "", "", *xyr) for size, xyr in zip(sizes, places, strict=True)]
+        sizes = [rng.choice(VALUES["size"]) for _ in range(rng.randint(3, MAX_OBJECTS))]
+        layout = sample_layout(sizes, rng)
+        blanks = [Object(size, "", "", "", *xyr) for size, xyr in zip(sizes, layout, strict=True)]
         anchor, target = rng.sample(range(len(blanks)), 2)
-        right = [r for r in RELATIONS if holds(r, blanks[target], blanks[anchor])]
-        if not right:
+        valid = [r for r in RELATIONS if relation_holds(r, blanks[target], blanks[anchor])]
+        if not valid:
             continue
-        relation = rng.choice(right)
-        beyond = [k for k in range(len(blanks)) if holds(relation, blanks[k], blanks[anchor])]
-        behind = [k for k in range(len(blanks)) if k not in beyond and k != anchor]
+        relation = rng.choice(valid)
+        related = [k for k in range(len(blanks)) if relation_holds(relation, blanks[k], blanks[anchor])]
+        unrelated = [k for k in range(len(blanks)) if k not in related and k != anchor]
         form = rng.choice(forms)
-        if (not form and len(beyond) > 1) or (form and not behind):
+        if (not form and len(related) > 1) or (form and not unrelated):
             continue
-        chosen = rng.choice(wanted)
-        target_filter = Filter.of(chosen, form)
-        rest = palette(rng, others)
-        looks = [rng.choice(rest) for _ in blanks]
-        looks[target] = chosen
+        chosen = rng.choice(with_value)
+        target_filter = Filter.from_appearance(chosen, form)
+        palette = sample_palette(rng, others)
+        appearances = [rng.choice(palette) for _ in blanks]
+        appearances[target] = chosen
         if form:
             twins = [k for k in others if target_filter.matches(k) and getattr(k, attribute) != value]
-            looks[rng.choice(behind)] = rng.choice(twins)
-        if any(k != target and target_filter.matches(looks[k]) for k in beyond):
+            appearances[rng.choice(unrelated)] = rng.choice(twins)
+        if any(k != target and target_filter.matches(appearances[k]) for k in related):
             continue
-        objects = tuple(Object(size, *look[1:], *xyr) for size, look, xyr in zip(sizes, looks, places, strict=True))
+        objects = tuple(
+            Object(size, *each[1:], *xyr) for size, each, xyr in zip(sizes, appearances, layout, strict=True)
+        )
         if attribute == "size" and objects[target].size != value:
             continue
-        anchors = unique_filters(objects, anchor, longest=2)
+        anchors = unique_filters(objects, anchor, max_attributes=2)
         if anchors:
             scene = Scene(objects, rng.getrandbits(32))
-            return Relation(scene, target_filter, relation, rng.choice(anchors), objects[target])
+            return RelationScene(scene, target_filter, relation, rng.choice(anchors), objects[target])
 
 
-def scene_for_common(
-    attribute: str, rng: random.Random, pool: Sequence[Look] = SEEN, others: Sequence[Look] | None = None
+def scene_for_shared_attribute(
+    attribute: str,
+    rng: random.Random,
+    pool: Sequence[Appearance] = SEEN,
+    others: Sequence[Appearance] | None = None,
 ) -> Scene:
-    """A scene in which two objects, each of which can be described alone, share ``attribute`` and nothing else."""
+    """Scene in which two objects, each with a unique description, share ``attribute`` and nothing else."""
     others = pool if others is None else others
     while True:
         first = rng.choice(pool)
-        partners = [k for k in others if _shared(first, k) == [attribute]]
+        partners = [k for k in others if shared_attributes(first, k) == [attribute]]
         if not partners:
             continue
-        looks = [first, rng.choice(partners)]
-        rest = palette(rng, others)
-        looks += [rng.choice(rest) for _ in range(rng.randint(FEWEST, MOST) - 2)]
-        if all(unique_filters(looks, index, asked=attribute, longest=2) for index in (0, 1)):
-            return compose(looks, rng)
+        appearances = [first, rng.choice(partners)]
+        palette = sample_palette(rng, others)
+        appearances += [rng.choice(palette) for _ in range(rng.randint(MIN_OBJECTS, MAX_OBJECTS) - 2)]
+        if all(unique_filters(appearances, index, exclude=attribute, max_attributes=2) for index in (0, 1)):
+            return compose_scene(appearances, rng)
 
 
-def _shared(one: Look | Object, other: Look | Object) -> list[str]:
-    return [name for name in ATTRIBUTES if getattr(one, name) == getattr(other, name)]
+def shared_attributes(first: Appearance | Object, second: Appearance | Object) -> list[str]:
+    """Names of the attributes in which two appearances agree."""
+    return [name for name in ATTRIBUTES if getattr(first, name) == getattr(second, name)]

@@ -1,4 +1,4 @@
-"""What is in a picture of the embedded world: objects with four attributes and a place, and how scenes are sampled."""
+"""Scenes of the synthetic world: objects with four attributes and a position, and how scenes are sampled."""
 
 from __future__ import annotations
 
@@ -13,24 +13,30 @@ COLORS = ("red", "green", "blue", "yellow", "purple", "white")
 SHAPES = ("circle", "square", "triangle", "star", "cross")
 VALUES = {"size": SIZES, "pattern": PATTERNS, "color": COLORS, "shape": SHAPES}
 ATTRIBUTES = tuple(VALUES)
-"""Also the order in which English puts them: "large striped red star"."""
+"""Names of the attributes, in the order of English adjectives: "large striped red star"."""
+
+SPLITS = ("train", "val", "test", "ood")
+"""val chooses settings, test reports, ood holds attribute combinations that no other split shows."""
+STREAM_KEYS = {"train": "train", "val": "tune", "test": "report", "ood": "heldout"}
+"""Split -> its part of the strings that seed random streams. Other strings would draw another world."""
 
 CANVAS = 128
-"""Side of a picture in pixels."""
+"""Side of an image in pixels."""
 CELL = 32
-"""Side of a grid cell of the trunk in pixels; a picture has GRID x GRID of them."""
+"""Side of a grid cell of the vision encoder in pixels; an image has GRID x GRID cells."""
 GRID = CANVAS // CELL
 MARGIN = 4
-"""Centres keep so many pixels from the lines between cells: nearer ones cannot be told apart at the trunk's grid."""
+"""Minimum distance in pixels of an object's center from the lines between cells: closer ones would be ambiguous."""
 RADII = {"small": (13.0, 15.0), "large": (21.0, 25.0)}
-APART = 0.8
-"""Two centres are at least this share of r1 + r2 apart, so that one object hides only a little of another."""
-FEWEST, MOST = 2, 5
-"""Objects in a scene."""
+"""Size -> minimum and maximum radius in pixels."""
+MIN_SEPARATION = 0.8
+"""Minimum distance of two centers relative to r1 + r2, so that one object hides only a little of another."""
+MIN_OBJECTS, MAX_OBJECTS = 2, 5
+"""Number of objects in a scene."""
 
 
-class Look(NamedTuple):
-    """What an object looks like: one value of each attribute."""
+class Appearance(NamedTuple):
+    """One value of each attribute."""
 
     size: str
     pattern: str
@@ -38,7 +44,7 @@ class Look(NamedTuple):
     shape: str
 
 
-ALL = tuple(Look(s, p, c, f) for s in SIZES for p in PATTERNS for c in COLORS for f in SHAPES)
+ALL_APPEARANCES = tuple(Appearance(s, p, c, f) for s in SIZES for p in PATTERNS for c in COLORS for f in SHAPES)
 HELD_OUT_PAIRS = frozenset(
     {
         ("red", "star"),
@@ -49,14 +55,14 @@ HELD_OUT_PAIRS = frozenset(
         ("white", "star"),
     }
 )
-"""Colour and shape never seen together in train, tune and report: neither drawn nor named."""
-HELD_OUT = tuple(look for look in ALL if (look.color, look.shape) in HELD_OUT_PAIRS)
-SEEN = tuple(look for look in ALL if (look.color, look.shape) not in HELD_OUT_PAIRS)
+"""Pairs of color and shape that occur only in the ood split, neither drawn nor named in the others."""
+HELD_OUT = tuple(each for each in ALL_APPEARANCES if (each.color, each.shape) in HELD_OUT_PAIRS)
+SEEN = tuple(each for each in ALL_APPEARANCES if (each.color, each.shape) not in HELD_OUT_PAIRS)
 
 
 @dataclass(frozen=True, slots=True)
 class Filter:
-    """A description that objects match or not; None leaves an attribute open.
+    """Description that objects match or not; None leaves an attribute open.
 
     ``Filter(color="red", shape="star")`` is "red star"; ``Filter(color="red")`` is "red thing".
     """
@@ -67,37 +73,37 @@ class Filter:
     shape: str | None = None
 
     @classmethod
-    def of(cls, look: Look | Object, attributes: Iterable[str]) -> Filter:
-        """The filter that names these attributes of ``look``."""
-        return cls(**{name: getattr(look, name) for name in attributes})
+    def from_appearance(cls, appearance: Appearance | Object, attributes: Iterable[str]) -> Filter:
+        """Filter that requires the values ``appearance`` has in these attributes."""
+        return cls(**{name: getattr(appearance, name) for name in attributes})
 
     @property
-    def named(self) -> tuple[str, ...]:
-        """Attributes it names, in the order of `ATTRIBUTES`."""
+    def attributes(self) -> tuple[str, ...]:
+        """Attributes with a required value, in the order of `ATTRIBUTES`."""
         return tuple(name for name in ATTRIBUTES if getattr(self, name) is not None)
 
     @property
-    def names_held_out(self) -> bool:
-        """Whether it names a held-out pair of colour and shape."""
+    def names_held_out_pair(self) -> bool:
+        """Whether it requires a held-out pair of color and shape."""
         return (self.color, self.shape) in HELD_OUT_PAIRS
 
-    def matches(self, look: Look | Object) -> bool:
-        """Whether ``look`` has every value named."""
+    def matches(self, appearance: Appearance | Object) -> bool:
+        """Whether ``appearance`` has every required value."""
         return (
-            (self.size is None or self.size == look.size)
-            and (self.pattern is None or self.pattern == look.pattern)
-            and (self.color is None or self.color == look.color)
-            and (self.shape is None or self.shape == look.shape)
+            (self.size is None or self.size == appearance.size)
+            and (self.pattern is None or self.pattern == appearance.pattern)
+            and (self.color is None or self.color == appearance.color)
+            and (self.shape is None or self.shape == appearance.shape)
         )
 
-    def count(self, looks: Iterable[Look | Object]) -> int:
-        """How many match."""
-        return sum(map(self.matches, looks))
+    def count(self, appearances: Iterable[Appearance | Object]) -> int:
+        """Number of matches."""
+        return sum(map(self.matches, appearances))
 
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """One thing in a picture: a look, a centre in pixels (x to the right, y down) and a radius."""
+    """Object in an image: an appearance, a center in pixels (x to the right, y down) and a radius in pixels."""
 
     size: str
     pattern: str
@@ -108,39 +114,40 @@ class Object:
     radius: float
 
     @property
-    def look(self) -> Look:
-        return Look(self.size, self.pattern, self.color, self.shape)
+    def appearance(self) -> Appearance:
+        """Its four attributes."""
+        return Appearance(self.size, self.pattern, self.color, self.shape)
 
     @property
     def column(self) -> int:
-        """Column of its centre's grid cell, 0 (left) to GRID - 1."""
+        """Column of its center's grid cell, 0 (left) to GRID - 1."""
         return int(self.x // CELL)
 
     @property
     def row(self) -> int:
-        """Row of its centre's grid cell, 0 (top) to GRID - 1."""
+        """Row of its center's grid cell, 0 (top) to GRID - 1."""
         return int(self.y // CELL)
 
     @property
     def cell(self) -> int:
-        """Row-major number of its centre's cell, 0 to GRID^2 - 1; no two objects of a scene share one."""
+        """Row-major index of its center's cell, 0 to GRID^2 - 1; no two objects of a scene share one."""
         return self.row * GRID + self.column
 
     @property
-    def place(self) -> str:
-        """The quarter of the picture that holds its centre: ``"top left"`` and so on."""
+    def quadrant(self) -> str:
+        """Quarter of the image that contains its center: ``"top left"`` and so on."""
         return f"{'top' if self.row < GRID // 2 else 'bottom'} {'left' if self.column < GRID // 2 else 'right'}"
 
 
-PLACES = ("top left", "top right", "bottom left", "bottom right")
+QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """A picture before it is drawn.
+    """Content of an image.
 
     Attributes:
-        objects: FEWEST to MOST of them (1 in pretraining), later ones in front.
+        objects: MIN_OBJECTS to MAX_OBJECTS of them (1 in pretraining); later ones are drawn in front.
         style: seed of everything that carries no meaning: background, clutter, noise, shades, tilts.
     """
 
@@ -152,59 +159,68 @@ RELATIONS = ("left of", "right of", "above", "below")
 OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 
 
-def holds(relation: str, one: Object, other: Object) -> bool:
-    """Whether ``one`` is ``relation`` ``other``: decided by columns or rows, so by 2 * MARGIN pixels at least."""
+def relation_holds(relation: str, subject: Object, anchor: Object) -> bool:
+    """Whether ``subject`` is ``relation`` ``anchor``, by grid column or row: a gap of at least 2 * MARGIN pixels.
+
+    Raises:
+        ValueError: the relation is unknown.
+    """
     if relation == "left of":
-        return one.column < other.column
+        return subject.column < anchor.column
     if relation == "right of":
-        return one.column > other.column
+        return subject.column > anchor.column
     if relation == "above":
-        return one.row < other.row
+        return subject.row < anchor.row
     if relation == "below":
-        return one.row > other.row
-    raise ValueError(f"no relation {relation!r}")
+        return subject.row > anchor.row
+    raise ValueError(f"unknown relation {relation!r}")
 
 
-def stream(*names: object) -> random.Random:
-    """A generator of its own for whatever ``names`` say, e.g. ``stream(seed, "vqa", "train")``.
+def rng_for(*key: object) -> random.Random:
+    """Random generator seeded by ``key``, e.g. ``rng_for("world", seed, "captions", image_id)``.
 
     Python's generator seeded by a string gives the same numbers on every machine and in every process.
     """
-    return random.Random("/".join(map(str, names)))
+    return random.Random("/".join(map(str, key)))
 
 
-def palette(rng: random.Random, pool: Sequence[Look]) -> list[Look]:
-    """Looks of 2-4 colours, 2-4 shapes and 1-3 patterns out of ``pool``.
+def split_rng(seed: int, purpose: str, split: str, index: int) -> random.Random:
+    """Random generator of one item of a split for one purpose, such as ``"scene"`` or ``"vqa"``."""
+    return rng_for("world", seed, purpose, STREAM_KEYS[split], index)
 
-    A scene drawn from few values has things to count, to compare and to confuse; one drawn from all has none.
+
+def sample_palette(rng: random.Random, pool: Sequence[Appearance]) -> list[Appearance]:
+    """Appearances of ``pool`` within 2-4 sampled colors, 2-4 shapes and 1-3 patterns.
+
+    A scene drawn from few values has objects to count, to compare and to confuse; one drawn from all values has none.
     """
     while True:
         colors = rng.sample(COLORS, rng.randint(2, 4))
         shapes = rng.sample(SHAPES, rng.randint(2, 4))
         patterns = rng.sample(PATTERNS, rng.randint(1, 3))
-        looks = [k for k in pool if k.color in colors and k.shape in shapes and k.pattern in patterns]
-        if looks:
-            return looks
+        kept = [k for k in pool if k.color in colors and k.shape in shapes and k.pattern in patterns]
+        if kept:
+            return kept
 
 
-def layout(sizes: Sequence[str], rng: random.Random) -> list[tuple[float, float, float]]:
-    """Centres and radii (x, y, r) in pixels for objects of these sizes: one centre a cell, MARGIN from its lines."""
+def sample_layout(sizes: Sequence[str], rng: random.Random) -> list[tuple[float, float, float]]:
+    """Centers and radii (x, y, r) in pixels for objects of these sizes: one center per cell, MARGIN from its lines."""
     while True:
         placed: list[tuple[float, float, float]] = []
-        taken: set[tuple[int, int]] = set()
+        occupied: set[tuple[int, int]] = set()
         for size in sizes:
             radius = rng.uniform(*RADII[size])
-            edge = 0.8 * radius  # at most a sliver of an object is cut off by the picture's edge
+            edge = 0.8 * radius  # the image border may cut off a sliver of an object, not more
             for _ in range(30):
                 x, y = rng.uniform(edge, CANVAS - edge), rng.uniform(edge, CANVAS - edge)
                 cell = (int(x // CELL), int(y // CELL))
                 near_line = not (MARGIN <= x % CELL <= CELL - MARGIN and MARGIN <= y % CELL <= CELL - MARGIN)
-                if near_line or cell in taken:
+                if near_line or cell in occupied:
                     continue
-                if any((x - u) ** 2 + (y - v) ** 2 < (APART * (radius + r)) ** 2 for u, v, r in placed):
+                if any((x - u) ** 2 + (y - v) ** 2 < (MIN_SEPARATION * (radius + r)) ** 2 for u, v, r in placed):
                     continue
                 placed.append((x, y, radius))
-                taken.add(cell)
+                occupied.add(cell)
                 break
             else:
                 break
@@ -212,17 +228,16 @@ def layout(sizes: Sequence[str], rng: random.Random) -> list[tuple[float, float,
             return placed
 
 
-def compose(looks: Sequence[Look], rng: random.Random) -> Scene:
-    """A scene of exactly these looks at random places, in random drawing order."""
-    looks = list(looks)
-    rng.shuffle(looks)
-    places = layout([look.size for look in looks], rng)
-    return Scene(
-        tuple(Object(*look, x, y, r) for look, (x, y, r) in zip(looks, places, strict=True)), rng.getrandbits(32)
-    )
+def compose_scene(appearances: Sequence[Appearance], rng: random.Random) -> Scene:
+    """Scene of exactly these appearances at random positions, in random drawing order."""
+    appearances = list(appearances)
+    rng.shuffle(appearances)
+    layout = sample_layout([each.size for each in appearances], rng)
+    objects = tuple(Object(*each, x, y, r) for each, (x, y, r) in zip(appearances, layout, strict=True))
+    return Scene(objects, rng.getrandbits(32))
 
 
-def sample_scene(rng: random.Random, pool: Sequence[Look] = SEEN, count: int | None = None) -> Scene:
-    """A scene of ``count`` (default FEWEST to MOST) objects out of a palette of ``pool``, built for no question."""
-    looks = palette(rng, pool)
-    return compose([rng.choice(looks) for _ in range(count or rng.randint(FEWEST, MOST))], rng)
+def sample_scene(rng: random.Random, pool: Sequence[Appearance] = SEEN, count: int | None = None) -> Scene:
+    """Scene of ``count`` objects (default MIN_OBJECTS to MAX_OBJECTS) from a palette of ``pool``."""
+    palette = sample_palette(rng, pool)
+    return compose_scene([rng.choice(palette) for _ in range(count or rng.randint(MIN_OBJECTS, MAX_OBJECTS))], rng)

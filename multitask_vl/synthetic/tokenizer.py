@@ -1,4 +1,4 @@
-"""How are the embedded world's words cut into tokens: a byte-level BPE in BART's layout, one token a word."""
+"""Tokenizer of the synthetic world: a byte-level BPE in BART's layout with one token per word."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-SPECIALS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 """Ids 0 to 4; the first three are BART's."""
-EXTRA = 100
-"""How many ``<extra_id_i>`` and as many ``<vis_extra_id_i>`` end the vocabulary."""
+NUM_EXTRA = 100
+"""Number of ``<extra_id_i>`` tokens, and of ``<vis_extra_id_i>`` tokens, at the end of the vocabulary."""
 
 
 def extra_tokens() -> list[str]:
-    """The 200 tokens at the end, in order of id: ``<vis_extra_id_i>`` has id V-1-i, ``<extra_id_i>`` V-101-i."""
-    return [f"<{kind}_{i}>" for kind in ("extra_id", "vis_extra_id") for i in reversed(range(EXTRA))]
+    """Return the last 200 tokens in order of id: ``<vis_extra_id_i>`` has id V-1-i, ``<extra_id_i>`` V-101-i."""
+    return [f"<{kind}_{i}>" for kind in ("extra_id", "vis_extra_id") for i in reversed(range(NUM_EXTRA))]
 
 
 def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer in which each of ``words`` is one token, at the start of a text and after a blank.
+    """Train a tokenizer in which each of ``words`` is one token, at the start of a text and after a space.
 
-    Any other text still has an encoding (bytes). Each word is given to the trainer as often as every other, since the
-    point is that all merges are found, not that frequent words come first.
+    Any other text is encoded as bytes. Every word occurs equally often in the training text, so that all merges are
+    found.
     """
     words = sorted(set(words))
     tokenizer = Tokenizer(models.BPE(unk_token="<unk>"))
@@ -32,11 +32,13 @@ def build_tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=5000,
         min_frequency=1,
-        special_tokens=[AddedToken(text, lstrip=text == "<mask>", normalized=False, special=True) for text in SPECIALS],
+        special_tokens=[
+            AddedToken(text, lstrip=text == "<mask>", normalized=False, special=True) for text in SPECIAL_TOKENS
+        ],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([word for each in words for word in (each, f" {each}")], trainer)
+    tokenizer.train_from_iterator([form for word in words for form in (word, f" {word}")], trainer)
     tokenizer.add_special_tokens([AddedToken(text, normalized=False, special=True) for text in extra_tokens()])
     tokenizer.post_processor = processors.TemplateProcessing(
         single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 0), ("</s>", 2)]

@@ -1,1 +1,1 @@
-"""What can be trained: one file a task (data, prompt, target, loss, score, submission), found by `registry.TASKS`."""
+"""Tasks: one file each for data, prompt, targets, loss, metric and submission."""

@@ -1,4 +1,4 @@
-"""Which tasks does a configuration ask for, as objects."""
+"""Build the tasks of a configuration."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from multitask_vl.tasks.base import Task
 
 
 def build_tasks(config: Config) -> dict[str, Task]:
-    """Tasks by their key under ``tasks:``, in its order.
+    """Build tasks by their key under ``tasks:``, in its order.
 
     Raises:
-        InputError: unknown tasks, or settings that a task does not take; all of them.
+        InputError: unknown tasks, or settings that a task does not have; all of them.
     """
     tasks, problems = {}, []
     for name, settings in config.tasks.items():
         try:
-            kind: type[Task] = TASKS.get(settings.type or name)
-            if not isinstance(settings, kind.Config):
-                # a configuration made in Python may hold plain settings
-                settings = kind.Config.model_validate(settings.model_dump(exclude_unset=True))
-            tasks[name] = kind(name, settings, config.data_dir)
+            task_class: type[Task] = TASKS.get(settings.type or name)
+            if not isinstance(settings, task_class.Config):
+                # a configuration built in Python may have a plain TaskConfig
+                settings = task_class.Config.model_validate(settings.model_dump(exclude_unset=True))
+            tasks[name] = task_class(name, settings, config.data_dir)
         except InputError as error:
             problems += [f"tasks.{name}: {problem}" for problem in error.problems]
         except ValidationError as error:
-            problems += [f"tasks.{name}.{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+            problems += [f"tasks.{name}.{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors()]
     if problems:
         raise InputError(problems)
     return tasks

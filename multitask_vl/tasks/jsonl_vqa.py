@@ -1,4 +1,4 @@
-"""What are questions of one's own: lines or a list of image, question and answers; VQA accuracy or exact match."""
+"""Custom VQA data: a JSON list or JSON lines of images, questions and answers; VQA accuracy or exact match."""
 
 from __future__ import annotations
 
@@ -8,62 +8,63 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-from multitask_vl.config.schema import Positive, Section
+from multitask_vl.config.schema import PositiveInt, Section
 from multitask_vl.errors import InputError
-from multitask_vl.metrics.bootstrap import interval_of_mean
+from multitask_vl.metrics.bootstrap import bootstrap_mean_ci
 from multitask_vl.metrics.vqa_accuracy import HumanAnswers, normalize
 from multitask_vl.registry import TASKS
-from multitask_vl.tasks.base import Example, HiddenAnswers, Names, Scores
-from multitask_vl.tasks.readers.formats import answer_texts, text_or_none
-from multitask_vl.tasks.readers.jsonl_items import IMAGE_FIELDS, OwnSplit, first_of, own_items
-from multitask_vl.tasks.readers.vqa_questions import Question, WithoutTarget
+from multitask_vl.tasks.base import Example, LabelsHidden, Names, Scores
+from multitask_vl.tasks.readers.formats import answer_texts, optional_text
+from multitask_vl.tasks.readers.json_stream import ErrorCollector
+from multitask_vl.tasks.readers.jsonl_items import IMAGE_FIELDS, JsonlSplit, first_field, iter_items
+from multitask_vl.tasks.readers.vqa_questions import Question, UnanswerablePolicy
 from multitask_vl.tasks.vqa import VQA, VQAConfig
 
-TEN = 10
-"""Human answers of a question in VQA v2, whose accuracy is defined on them."""
+NUM_HUMAN_ANSWERS = 10
+"""Human answers per question in VQA v2, whose accuracy is defined on them."""
 
 
-class OwnQuestionSplit(OwnSplit):
-    """The files of a split of one's own questions."""
+class JsonlQuestionSplit(JsonlSplit):
+    """Files of a split of custom questions."""
 
-    without_target: WithoutTarget = "keep"
-    """A question none of whose answers is in `answer_list` keeps the target '' with weight 0, or is left out of the
-    split; how many there are is told in either case."""
+    unanswerable: UnanswerablePolicy = "keep"
+    """Questions without an answer in `answer_list`. `keep`: with the target '' and weight 0. `drop`: not in the split.
+    Their number is reported in either case."""
 
 
 class QuestionFields(Section):
-    """Under which name an item has what; of several names, the first that the item has."""
+    """Names of the fields of an item. Of several names, the first that the item has is used."""
 
     image: Names = IMAGE_FIELDS
-    """The picture's file name or id, or a list of them."""
+    """The image's file name or id, or a list of them."""
     question: Names = ("question", "sent")
     """The question."""
     answers: Names = ("answers", "answer", "direct_answers")
-    """A text, a number, or a list of those or of `{answer: text}`. No item has it: the answers are hidden."""
+    """A text, a number, or a list of those or of `{answer: text}`. If no item has it, the answers are hidden."""
     id: Names = ("id", "question_id", "qid")
-    """Text or a whole number, no two alike. No item has it: its number in the files, from 1."""
+    """Text or an integer, unique. If no item has it: the number of the item in the files, from 1."""
 
 
 class JsonlVQAConfig(VQAConfig):
-    """As VQA v2's, without limits of length: `target` policy, soft scores of ten answers and list of answers."""
+    """Settings of `vqa` (target sampling, soft scores of ten answers, answer list), without length limits."""
 
-    max_input_tokens: Positive | None = None
-    max_target_tokens: Positive | None = None
-    splits: dict[str, OwnQuestionSplit] = {}
+    max_input_tokens: PositiveInt | None = None
+    max_target_tokens: PositiveInt | None = None
+    splits: dict[str, JsonlQuestionSplit] = {}
     fields: QuestionFields = QuestionFields()
     metric: Literal["auto", "vqa_accuracy", "exact_match"] = "auto"
-    """`vqa_accuracy`: the official one of VQA v2, on ten answers a question. `exact_match`: the share of predictions
-    equal to one of the answers. `auto`: the former where every question of the split has ten answers."""
+    """`vqa_accuracy`: the official metric of VQA v2, on ten answers per question. `exact_match`: percentage of
+    predictions equal to one of the answers. `auto`: the former if every question of the split has ten answers."""
     match: Literal["normalized", "exact"] = "normalized"
     """For `exact_match`: compare in lower case, without punctuation and articles, as VQA v2 does, or as written."""
 
 
 @TASKS.register("jsonl_vqa")
 class JsonlVQA(VQA):
-    """Questions about one's own pictures.
+    """Questions about custom images.
 
-    Ten answers get VQA v2's soft scores. Of fewer, or more, the most frequent ones have the score 1 and the others in
-    proportion, so that each of several different answers is as good as the next.
+    Ten answers per question get the soft scores of VQA v2. With any other number, the most frequent answers have score
+    1 and the others a proportional one, so that several different answers have equal scores.
     """
 
     Config = JsonlVQAConfig
@@ -73,80 +74,89 @@ class JsonlVQA(VQA):
         self.submission_name = f"{name}_results.json"  # a run may have several tasks of this type
 
     def sources(self, split: str) -> list[Path]:
-        self.where(split)
+        self.config_path(split)
         answers = self.config.answer_list
-        return self.existing(
+        return self.resolve_files(
             {f"splits.{split}.items": self.config.splits[split].items, "answer_list": [answers] if answers else []}
         )
 
     def read(self, split: str) -> Iterator[Example]:
-        fields, problems = self.config.fields, self.collected(split)
-        vocabulary = self._vocabulary(problems)
-        named = answered = count = 0
-        for number, item, keys, where in own_items(self, split, fields.image, problems):
-            id_name, answers_name = (_first(item, names) for names in (fields.id, fields.answers))
-            named, answered, count = named + (id_name is not None), answered + (answers_name is not None), count + 1
-            id_ = number if id_name is None else problems.field(item, id_name, (int, str), where)
-            name = first_of(item, fields.question, where, problems)
-            text = None if name is None else problems.field(item, name, str, where)
-            answers = None if answers_name is None else answer_texts(item[answers_name], where, problems)
-            if text is not None and not text.strip():
-                problems.add("a question is blank", where)
-            if None in (id_, text) or (answers is None and answers_name is not None):
-                continue
-            types = [text_or_none(item, kind) for kind in ("answer_type", "question_type")]
-            human = None if answers is None else HumanAnswers(answers, *types)
-            question = Question(str(id_), text.strip(), where, None, human=human)
-            yield from (replace(one, images=keys) for one in self._examples(question, split, vocabulary, problems))
-        for what, some in (("an id", named), ("answers", answered)):
+        fields, problems = self.config.fields, self.new_collector(split)
+        vocabulary = self._read_answer_list(problems)
+        with_id = with_answers = count = 0
+        for number, item, keys, where in iter_items(self, split, fields.image, problems):
+            id_field, answers_field = (
+                next((name for name in names if name in item), None) for names in (fields.id, fields.answers)
+            )
+            with_id, with_answers = with_id + (id_field is not None), with_answers + (answers_field is not None)
+            count += 1
+            id_ = number if id_field is None else problems.require_field(item, id_field, (int, str), where)
+            question = self._read_question(item, id_, answers_field, where, problems)
+            if question is not None:
+                examples = self._examples(question, split, vocabulary, problems)
+                yield from (replace(example, images=keys) for example in examples)
+        for what, some in (("an id", with_id), ("answers", with_answers)):
             if 0 < some < count:
                 problems.add(f"some items have {what} and some have none", f"{count - some:,} of {count:,}")
-        problems.raise_any()
+        problems.raise_if_any()
+
+    def _read_question(
+        self, item: dict, id_: int | str | None, answers_field: str | None, where: str, problems: ErrorCollector
+    ) -> Question | None:
+        """Parse the question and the answers of an item; None, and problems, if it is malformed."""
+        name = first_field(item, self.config.fields.question, where, problems)
+        text = None if name is None else problems.require_field(item, name, str, where)
+        answers = None if answers_field is None else answer_texts(item[answers_field], where, problems)
+        if text is not None and not text.strip():
+            problems.add("a question is blank", where)
+        if None in (id_, text) or (answers is None and answers_field is not None):
+            return None
+        types = [optional_text(item, breakdown) for breakdown in ("answer_type", "question_type")]
+        human_answers = None if answers is None else HumanAnswers(answers, *types)
+        return Question(str(id_), text.strip(), where, None, human_answers=human_answers)
 
     def soft_targets(
-        self, humans: Sequence[str], vocabulary: frozenset[str] | None = None
+        self, answers: Sequence[str], vocabulary: frozenset[str] | None = None
     ) -> tuple[tuple[str, ...], tuple[float, ...]]:
-        if len(humans) == TEN:
-            return super().soft_targets(humans, vocabulary)
-        counts = Counter(answer for answer in humans if answer and (vocabulary is None or answer in vocabulary))
-        most = max(counts.values(), default=1)
-        return tuple(answer for answer, _ in counts.most_common()), tuple(n / most for _, n in counts.most_common())
+        if len(answers) == NUM_HUMAN_ANSWERS:
+            return super().soft_targets(answers, vocabulary)
+        counts = Counter(answer for answer in answers if answer and (vocabulary is None or answer in vocabulary))
+        highest = max(counts.values(), default=1)
+        return tuple(answer for answer, _ in counts.most_common()), tuple(n / highest for _, n in counts.most_common())
 
     def score(self, examples: Sequence[Example], predictions: Mapping[str, str], **options: Any) -> Scores:
-        texts = self.ordered(examples, predictions)
+        texts = self.aligned_predictions(examples, predictions)
         if any("answers" not in example.meta for example in examples):
-            raise HiddenAnswers(self.name)
-        others = [example.id for example in examples if len(example.meta["answers"]) != TEN]
+            raise LabelsHidden(self.name)
+        others = [example.id for example in examples if len(example.meta["answers"]) != NUM_HUMAN_ANSWERS]
         if self.config.metric == "vqa_accuracy" and others:
             raise InputError(
-                f"tasks.{self.name}.metric: vqa_accuracy needs {TEN} answers a question; {len(others):,} have another "
-                f"number (first: {others[0]}). Set tasks.{self.name}.metric=exact_match"
+                f"tasks.{self.name}.metric: vqa_accuracy needs {NUM_HUMAN_ANSWERS} answers per question; "
+                f"{len(others):,} have another number (first: {others[0]}). Set tasks.{self.name}.metric=exact_match"
             )
         if self.config.metric == "vqa_accuracy" or (self.config.metric == "auto" and not others):
             return super().score(examples, predictions, **options)
-        same = normalize if self.config.match == "normalized" else str.strip
-        right = {
-            example.id: 100.0 * (same(text) in {same(answer) for answer in example.meta["answers"]})
+        return self._exact_match(examples, texts)
+
+    def _exact_match(self, examples: Sequence[Example], texts: Sequence[str]) -> Scores:
+        convert = normalize if self.config.match == "normalized" else str.strip
+        correct = {
+            example.id: 100.0 * (convert(text) in {convert(answer) for answer in example.meta["answers"]})
             for example, text in zip(examples, texts, strict=True)
         }
         groups: dict[str, dict[str, list[float]]] = {}
         for example in examples:
-            for kind in ("answer_type", "question_type"):
-                if example.meta[kind] is not None:
-                    groups.setdefault(kind, {}).setdefault(example.meta[kind], []).append(right[example.id])
+            for breakdown, group in self.groups(example.meta).items():
+                groups.setdefault(breakdown, {}).setdefault(group, []).append(correct[example.id])
         return Scores(
-            headline=self.headline,
-            metrics={"accuracy": sum(right.values()) / len(right)},
-            per_example=right,
+            primary_metric=self.primary_metric,
+            metrics={"accuracy": sum(correct.values()) / len(correct)},
+            per_example=correct,
             groups={
-                kind: {value: sum(found) / len(found) for value, found in sorted(values.items())}
-                for kind, values in groups.items()
+                breakdown: {group: sum(scores) / len(scores) for group, scores in sorted(by_group.items())}
+                for breakdown, by_group in groups.items()
             },
-            notes={"accuracy": f"exact match of one of the answers, {self.config.match}"},
+            notes={"accuracy": f"exact match with one of the answers, {self.config.match}"},
             version=self.version,
-            intervals={"accuracy": interval_of_mean(list(right.values()), "questions")},
+            intervals={"accuracy": bootstrap_mean_ci(list(correct.values()), "questions")},
         )
-
-
-def _first(item: dict, names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in item), None)

@@ -1,1 +1,1 @@
-"""The routing study: runs, tables and record."""
+"""Routing functions compared on the synthetic world."""

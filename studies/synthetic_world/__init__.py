@@ -1,1 +1,1 @@
-"""Does training on the synthetic data work: runs, controls and tables."""
+"""Controls, curves and method comparison on the synthetic world."""

@@ -1,6 +1,7 @@
-"""How is every weight of the language model trained beside adapters: `full`, which else tolerates no other method.
+"""Full fine-tuning that combines with adapters, unlike `full`.
 
-For the embedded study alone: `plugins=[studies.synthetic_world.full_plus_adapter]`, `method=[{name: adapter}, {name: full_beside}]`.
+Used by this study only: `plugins=[studies.synthetic_world.full_plus_adapter]` and
+`method=[{name: adapter}, {name: full_plus_adapter}]`.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from multitask_vl.methods.full import Full
 from multitask_vl.registry import METHODS
 
 
-@METHODS.register("full_beside")
-class FullBeside(Full):
-    """All that `full` trains, and what the other methods add."""
+@METHODS.register("full_plus_adapter")
+class FullPlusAdapter(Full):
+    """`full` without its exclusion of other methods."""
 
-    alone = False
+    exclusive = False

@@ -1,31 +1,36 @@
-"""Where are the study's results when the runs' folders are gone? In docs/embedded_world.json: settings and scores."""
+"""Recorded results of the study: record.json, with settings and scores of every finished run."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from multitask_vl.errors import InputError
-from multitask_vl.storage.atomic import write_whole
-from studies.synthetic_world.results import Result, Results, finished
+from multitask_vl.storage.atomic import atomic_write
+from studies.records import object_lines
+from studies.synthetic_world.results import Result, Results, read_finished
 from studies.synthetic_world.runs import StudyRun
 
-FILE = "embedded_world.json"
+RECORD = Path(__file__).with_name("record.json")
 _DIGITS = 4
 
 
-def kept(runs: Sequence[StudyRun], out: Path, record: Path) -> dict[str, list[Result]]:
-    """Row -> results, in the order of the runs: those that have finished in ``out``, else those on record.
+def update_record(runs: Sequence[StudyRun], out: Path, record: Path) -> dict[str, list[Result]]:
+    """Merge the finished runs of ``out`` into the record and return all recorded results.
 
-    The record then holds all of them: a run that finishes again replaces itself.
+    A run that finished again replaces its recorded result.
+
+    Returns:
+        "group: row" -> results, in the order of the runs.
 
     Raises:
-        InputError: the record holds a run that the study does not have, or has with other settings.
+        InputError: the record is corrupt, or contains a run that is not in the study or has other settings.
     """
-    results = {run.name: one for run in runs for one in _recorded(runs, record) if one.run == run}
-    results |= {one.run.name: one for found in finished(runs, out).values() for one in found}
+    results = {one.run.name: one for one in _read_record(runs, record)}
+    results |= {one.run.name: one for found in read_finished(runs, out).values() for one in found}
     rows: dict[str, list[Result]] = {}
     for run in runs:
         if run.name in results:
@@ -35,46 +40,42 @@ def kept(runs: Sequence[StudyRun], out: Path, record: Path) -> dict[str, list[Re
 
 
 def write_record(results: Results, record: Path) -> None:
-    """One line a run, so that a change of one run is a change of one line."""
-    told = {one.run.name: json.dumps(_told(one)) for found in results.values() for one in found}
-    write_whole(record, f"{lines_of(told)}\n")
+    """Write the results with one line per run, so that a diff shows which runs changed."""
+    lines = {one.run.name: json.dumps(_to_json(one)) for found in results.values() for one in found}
+    atomic_write(record, f"{object_lines(lines)}\n")
 
 
-def lines_of(members: Mapping[str, str]) -> str:
-    """A JSON object with a line for each member, whose values are JSON already."""
-    return "{\n" + ",\n".join(f"{json.dumps(name)}: {value}" for name, value in members.items()) + "\n}"
-
-
-def _recorded(runs: Sequence[StudyRun], record: Path) -> list[Result]:
+def _read_record(runs: Sequence[StudyRun], record: Path) -> list[Result]:
     if not record.is_file():
         return []
-    known, results, strange = {run.name: run for run in runs}, [], []
+    known, results, unknown = {run.name: run for run in runs}, [], []
     try:
-        for name, told in json.loads(record.read_text()).items():
-            if name in known and told.pop("settings") == known[name].settings():
-                told["losses"] = {task: tuple(pair) for task, pair in told["losses"].items()}
-                results.append(Result(run=known[name], **told))
+        for name, entry in json.loads(record.read_text()).items():
+            if name in known and entry.pop("settings") == known[name].settings():
+                entry["losses"] = {task: tuple(pair) for task, pair in entry["losses"].items()}
+                results.append(Result(run=known[name], **entry))
             else:
-                strange.append(name)
+                unknown.append(name)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
-            f"{record}: is no record of the runs ({type(error).__name__}: {error}). Run: git checkout -- {record}"
+            f"{record}: not a record of this study ({type(error).__name__}: {error}). To restore it, run: "
+            f"git checkout -- {record}"
         ) from None
-    if strange:
+    if unknown:
         raise InputError(
-            f"{record}: {len(strange)} runs are not in the study, or with other settings (first: {strange[0]}); "
-            "give a run whose settings change another name, and remove from the file what is no longer wanted"
+            f"{record}: {len(unknown)} runs are not in the study or have other settings (first: {unknown[0]}). Give a "
+            "run with changed settings a new name, and remove its old line from the file"
         )
     return results
 
 
-def _told(one: Result) -> dict:
-    told = {key: value for key, value in asdict(one).items() if key != "run"}
-    return {"settings": one.run.settings(), **_rounded(told)}
+def _to_json(result: Result) -> dict[str, Any]:
+    values = {key: value for key, value in asdict(result).items() if key != "run"}
+    return {"settings": result.run.settings(), **_rounded(values)}
 
 
-def _rounded(value):
-    if isinstance(value, Mapping):
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
         return {key: _rounded(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
         return [_rounded(one) for one in value]

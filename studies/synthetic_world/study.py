@@ -1,13 +1,14 @@
-"""Does the embedded world teach? python -m studies.synthetic_world.study --world DIR --out DIR [--only GROUP ...]
+"""Run the study of the synthetic world: python -m studies.synthetic_world.study --world DIR --out DIR
 
-Runs the study's runs one after another through launch/train_multitask.py, then writes its tables and charts to
-docs/embedded_world.md, and settings and scores of what has finished to docs/embedded_world.json. What stands there, or
-has a scores.json, is finished and not run again (--again runs what only stands there); an interrupted run goes on from
-its checkpoint: to go on after whatever stopped it, give the same command again. Two of these commands may run side by
-side.
+Starts the runs through launch/train_multitask.py, adds their settings and scores to record.json in this folder, and
+writes tables and charts to docs/synthetic_world.md. Recorded runs and runs with a scores.json are not repeated (--rerun
+repeats recorded ones). After an interruption, the same command resumes. Several commands may share one --out.
 
-Before it: python -m multitask_vl.synthetic.build --out DIR, launch/extract_features.py with configs/examples/quickstart.yaml and
-with configs/controls/random_clip.yaml, python -m studies.synthetic_world.symbolic_store --world DIR.
+Prepare the data first:
+  multitask-vl make-synthetic --out DIR
+  multitask-vl extract --config configs/examples/quickstart.yaml data_dir=DIR
+  multitask-vl extract --config configs/controls/random_clip.yaml data_dir=DIR
+  python -m studies.synthetic_world.symbolic_store --world DIR
 """
 
 from __future__ import annotations
@@ -19,75 +20,98 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from multitask_vl.errors import InputError, exits_cleanly
+from multitask_vl.errors import InputError, cli_errors
+from multitask_vl.logging import configure_logging, get_logger
 from multitask_vl.sweep.jobs import Jobs
-from studies.synthetic_world.record import FILE, kept
+from studies.synthetic_world.record import RECORD, update_record
 from studies.synthetic_world.runs import StudyRun, all_runs
 from studies.synthetic_world.subset import write_subset
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUPS = ("main", "bounds", "routed", "rates", "steps", "data", "rank", "methods")
+logger = get_logger(__name__)
 
 
 def unfinished(runs: Sequence[StudyRun], out: Path) -> list[StudyRun]:
-    """Those without a scores.json, in order."""
+    """The runs without a scores.json, in order."""
     return [run for run in runs if not Jobs(out, ROOT, threads=1).finished(run.name)]
 
 
-def run_all(runs: Sequence[StudyRun], world: Path, out: Path, threads: int, at_once: int, minutes: float) -> list[str]:
-    """Run what is unfinished, ``at_once`` at a time; begin none after ``minutes``. Returns a line for each failure."""
+def run_all(
+    runs: Sequence[StudyRun], world: Path, out: Path, threads: int, max_parallel: int, time_limit: float
+) -> list[str]:
+    """Run the unfinished runs.
+
+    Args:
+        threads: CPU threads per run.
+        max_parallel: number of runs at a time.
+        time_limit: minutes after which no further run starts.
+
+    Returns:
+        one line per failed run.
+    """
     started, failures, jobs = time.monotonic(), [], Jobs(out, ROOT, threads)
 
-    def go(run: StudyRun) -> None:
-        if time.monotonic() - started > 60 * minutes:
+    def start(run: StudyRun) -> None:
+        if time.monotonic() - started > 60 * time_limit:
             return
-        with jobs.claimed(run.name) as claim:
-            if claim is None:
+        with jobs.try_lock(run.name) as lock:
+            if lock is None:
                 return
-            print(f"{time.strftime('%H:%M:%S')} {run.name}", flush=True)
-            code = jobs.run(run.name, [sys.executable, *run.words(world, out)], claim)
+            logger.info(f"{time.strftime('%H:%M:%S')} {run.name}")
+            code = jobs.run(run.name, [sys.executable, *run.cli_args(world, out)], lock)
         if code:
             failures.append(f"{run.name}: exit code {code}, see {jobs.log(run.name)}")
-            print(failures[-1], file=sys.stderr, flush=True)
+            logger.warning(failures[-1])
 
     todo = unfinished(runs, out)
-    for share in sorted({run.share for run in todo} - {1}):
-        write_subset(world, out / "subsets" / f"1_of_{share}", share)
-    with ThreadPoolExecutor(at_once) as pool:
-        list(pool.map(go, todo))
+    for divisor in sorted({run.train_divisor for run in todo} - {1}):
+        write_subset(world, out / "subsets" / f"1_of_{divisor}", divisor)
+    with ThreadPoolExecutor(max_parallel) as pool:
+        list(pool.map(start, todo))
     return failures
 
 
-@exits_cleanly
-def main(argv: Sequence[str] | None = None) -> int:
-    """Parse the command line, run, write the page."""
+def parse_args(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", type=Path, required=True, help="folder of the built world with its stores")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the study's runs")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of embedded_world.md")
-    parser.add_argument("--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="run only these groups")
-    parser.add_argument("--again", action="store_true", help="run what is on record, but has no folder in --out, again")
-    parser.add_argument("--shorter", type=int, default=1, help="divide all steps by this, to try the study itself")
-    parser.add_argument("--threads", type=int, default=1, help="of each run (default 1)")
-    parser.add_argument("--at-once", type=int, default=1, help="runs at a time (default 1)")
-    parser.add_argument("--minutes", type=float, default=float("inf"), help="begin no run after so long")
-    parser.add_argument("--no-runs", action="store_true", help="only write the page, of what has finished")
-    options = parser.parse_args(argv)
+    parser.add_argument("--world", type=Path, required=True, help="folder of the synthetic dataset with its stores")
+    parser.add_argument("--out", type=Path, required=True, help="output folder of the runs")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="folder of synthetic_world.md (default: docs)")
+    parser.add_argument("--record", type=Path, default=RECORD, help="record file (default: next to this module)")
+    parser.add_argument("--groups", nargs="+", choices=GROUPS, default=list(GROUPS), help="run only these groups")
+    parser.add_argument("--rerun", action="store_true", help="also run what is recorded but has no folder in --out")
+    parser.add_argument(
+        "--steps-divisor", type=int, default=1, help="divide all training steps by this number, to test the study"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads per run (default: 1)")
+    parser.add_argument("--max-parallel", type=int, default=1, help="number of runs at a time (default: 1)")
+    parser.add_argument("--time-limit", type=float, default=float("inf"), help="start no run after this many minutes")
+    parser.add_argument("--no-runs", action="store_true", help="only write the page from finished and recorded runs")
+    return parser.parse_args(argv)
+
+
+@cli_errors
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the study and write its record and page."""
+    configure_logging()
+    options = parse_args(argv)
     world, out = options.world.absolute(), options.out.absolute()
-    runs = all_runs(options.shorter)
-    record = (options.docs if options.shorter == 1 else out) / FILE
-    known = set() if options.again else {one.run.name for found in kept(runs, out, record).values() for one in found}
+    runs = all_runs(options.steps_divisor)
+    record = options.record if options.steps_divisor == 1 else out / RECORD.name
+    recorded = {one.run.name for found in update_record(runs, out, record).values() for one in found}
     failures = []
     if not options.no_runs:
         if not (world / "features.h5").is_file():
-            raise InputError(f"--world {world}: no features.h5 there; build it first: see --help")
-        chosen = [run for run in runs if run.group in options.only and run.name not in known]
-        failures = run_all(chosen, world, out, options.threads, options.at_once, options.minutes)
-    from studies.synthetic_world.tables import write_page  # matplotlib takes a second to import
+            raise InputError(f"--world {world}: features.h5 not found; the commands that create it are in --help")
+        known = set() if options.rerun else recorded
+        chosen = [run for run in runs if run.group in options.groups and run.name not in known]
+        failures = run_all(chosen, world, out, options.threads, options.max_parallel, options.time_limit)
+    from studies.synthetic_world.tables import write_page  # imports matplotlib, which takes a second
 
-    results = kept(runs, out, record)
+    results = update_record(runs, out, record)
     page, done = write_page(runs, out, options.docs, results), sum(map(len, results.values()))
-    print(f"wrote {page}; {len(runs) - done} of {len(runs)} runs to go")
+    print(f"wrote {page}; {done} of {len(runs)} runs are finished")
     return 1 if failures else 0
 
 

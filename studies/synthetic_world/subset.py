@@ -1,23 +1,23 @@
-"""How is an embedded world with less to train on made: the official train files, cut to their first part."""
+"""Smaller train splits of a synthetic world."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from multitask_vl.synthetic.writers import FILES, KARPATHY_SPLITS, write_json, write_lines
+from multitask_vl.synthetic.writers import FILES, write_json, write_jsonl
 
 TRAIN = "train"
 
 
-def write_subset(world: Path, folder: Path, share: int) -> dict[str, int]:
-    """Write the train files of a world with one part in ``share`` of its pictures and of its NLVR2 sets.
+def write_subset(world: Path, folder: Path, divisor: int) -> dict[str, int]:
+    """Write the train files of a world with the first 1/``divisor`` of its images and of its NLVR2 sets.
 
-    The first pictures are kept with all their questions and captions: a smaller collection, as if collecting had
-    stopped earlier. Other splits and the pictures themselves stay where they are.
+    The kept images have all their questions and captions, as if data collection had stopped earlier. Other splits and
+    the image files stay where they are.
 
     Returns:
-        rows kept of each task; captions counted singly.
+        Task -> number of examples kept; for captions, the number of captions.
     """
     questions = json.loads((world / FILES["vqa_questions"].format(split=TRAIN)).read_text())
     annotations = json.loads((world / FILES["vqa_annotations"].format(split=TRAIN)).read_text())
@@ -25,21 +25,21 @@ def write_subset(world: Path, folder: Path, share: int) -> dict[str, int]:
     captions = json.loads((world / FILES["captions"]).read_text())
     pairs = [json.loads(line) for line in (world / FILES["nlvr2"].format(split=TRAIN)).read_text().splitlines()]
 
-    images = [image for image in captions["images"] if image["split"] == KARPATHY_SPLITS[TRAIN]]
-    images = images[: max(1, len(images) // share)]
-    numbers = {image["cocoid"] for image in images}
+    images = [image for image in captions["images"] if image["split"] == TRAIN]
+    images = images[: max(1, len(images) // divisor)]
+    image_ids = {image["cocoid"] for image in images}
     sets = list(dict.fromkeys(_set_of(pair) for pair in pairs))
-    sets = set(sets[: max(1, len(sets) // share)])
+    sets = set(sets[: max(1, len(sets) // divisor)])
 
-    questions["questions"] = [one for one in questions["questions"] if one["image_id"] in numbers]
-    annotations["annotations"] = [one for one in annotations["annotations"] if one["image_id"] in numbers]
-    gqa = {number: one for number, one in gqa.items() if int(one["imageId"]) in numbers}
+    questions["questions"] = [one for one in questions["questions"] if one["image_id"] in image_ids]
+    annotations["annotations"] = [one for one in annotations["annotations"] if one["image_id"] in image_ids]
+    gqa = {id_: one for id_, one in gqa.items() if int(one["imageId"]) in image_ids}
     pairs = [pair for pair in pairs if _set_of(pair) in sets]
 
     write_json(folder / "vqa_questions.json", questions)
     write_json(folder / "vqa_annotations.json", annotations)
     write_json(folder / "gqa_questions.json", gqa)
-    write_lines(folder / "nlvr2.json", pairs)
+    write_jsonl(folder / "nlvr2.json", pairs)
     write_json(folder / "dataset_coco.json", {**captions, "images": images})
     return {
         "vqa": len(questions["questions"]),

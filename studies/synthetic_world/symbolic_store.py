@@ -1,8 +1,8 @@
-"""What would perfect eyes see? python -m studies.synthetic_world.symbolic_store --world DIR
+"""Feature store of a perfect image encoder: python -m studies.synthetic_world.symbolic_store --world DIR
 
-Writes a feature store whose grid cells hold the attributes of the object in them, read from the scene graphs of an
-embedded world: presence, then one-hot size, pattern, colour and shape; an empty cell is all zeros. Only for
-`configs/controls/symbolic.yaml`, which bounds from above what any trunk's features could give.
+Each grid cell contains the attributes of its object, read from the scene graphs of a synthetic world: presence, then
+one-hot size, pattern, color and shape. An empty cell is all zeros. Only for `configs/controls/symbolic.yaml`, an upper
+bound for the features of any image encoder.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from multitask_vl.data.store.feature_store import Manifest
+from multitask_vl.data.store.manifest import Manifest
 from multitask_vl.data.store.writer import write_store
-from multitask_vl.errors import InputError, exits_cleanly
-from multitask_vl.synthetic.scenes import ATTRIBUTES, CANVAS, CELL, GRID, VALUES
-from multitask_vl.synthetic.writers import FILES, SPLITS
+from multitask_vl.errors import InputError, cli_errors
+from multitask_vl.synthetic.scenes import ATTRIBUTES, CANVAS, CELL, GRID, SPLITS, VALUES
+from multitask_vl.synthetic.writers import FILES
 
 CHANNELS = ["present", *(f"{name} {value}" for name in ATTRIBUTES for value in VALUES[name])]
 MANIFEST = Manifest(
@@ -37,8 +37,8 @@ MANIFEST = Manifest(
 )
 
 
-def cells_of(graph: dict[str, Any]) -> np.ndarray:
-    """One picture's features [GRID * GRID, len(CHANNELS)], row-major, 0 or 1, from its scene graph."""
+def symbolic_features(graph: dict[str, Any]) -> np.ndarray:
+    """Features of an image [GRID * GRID, len(CHANNELS)], row-major, 0 or 1, from its scene graph."""
     cells = np.zeros((GRID * GRID, len(CHANNELS)), np.float16)
     for thing in graph["objects"].values():
         size, pattern, color = thing["attributes"]
@@ -52,28 +52,32 @@ def cells_of(graph: dict[str, Any]) -> np.ndarray:
 
 
 def read_graphs(world: Path) -> dict[str, Any]:
-    """Picture key -> scene graph, of every picture of a world; InputError where a file is missing."""
+    """Image key -> scene graph, for every image of a world.
+
+    Raises:
+        InputError: a file is missing.
+    """
     paths = [world / FILES[kind].format(split=split) for kind in ("gqa_scenes", "nlvr2_scenes") for split in SPLITS]
     missing = [path for path in paths if not path.is_file()]
     if missing:
         raise InputError(
             f"{missing[0]} is missing ({len(missing)} of {len(paths)} scene graph files): build the world first: "
-            f"python -m multitask_vl.synthetic.build --out {world}"
+            f"multitask-vl make-synthetic --out {world}"
         )
     return {key: graph for path in paths for key, graph in json.loads(path.read_text()).items()}
 
 
-@exits_cleanly
+@cli_errors
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the command line, write the store, say what it holds."""
+    """Parse the command line, write the store, print its size."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--world", type=Path, required=True, help="folder of an embedded world")
+    parser.add_argument("--world", type=Path, required=True, help="folder of a synthetic world")
     parser.add_argument("--store", type=Path, help="file to write; default: features_symbolic.h5 in the world")
     options = parser.parse_args(argv)
     graphs = read_graphs(options.world)
     store = options.store or options.world / "features_symbolic.h5"
-    write_store(store, MANIFEST, {key: cells_of(graph) for key, graph in graphs.items()})
-    print(f"{store}: {len(graphs):,} pictures, {GRID}x{GRID}x{len(CHANNELS)}, {store.stat().st_size / 1e6:.1f} MB")
+    write_store(store, MANIFEST, {key: symbolic_features(graph) for key, graph in graphs.items()})
+    print(f"{store}: {len(graphs):,} images, {GRID}x{GRID}x{len(CHANNELS)}, {store.stat().st_size / 1e6:.1f} MB")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which tables does the study of the embedded world show? Results in, Markdown out, into docs/embedded_world.md."""
+"""Tables of the study: docs/synthetic_world.md from the results."""
 
 from __future__ import annotations
 
@@ -8,207 +8,218 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from multitask_vl.errors import InputError
-from multitask_vl.reports.table import Column, Spread, Table, render
+from multitask_vl.reports.markers import markers, replace_section
+from multitask_vl.reports.table import Column, MeanStd, Table, render
 from studies.synthetic_world.charts import write_charts
-from studies.synthetic_world.results import EXISTENCE, SIDED, TASKS, Result, Results, curve_points, spread, stopped
+from studies.synthetic_world.results import (
+    EXISTENCE,
+    LEFT_RIGHT,
+    TASKS,
+    Result,
+    Results,
+    curve_points,
+    failed_runs,
+    mean_score,
+)
 from studies.synthetic_world.runs import BOUNDS, SEEDS, StudyRun
 
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
-WANTED = {"vqa": 12, "gqa": 12, "nlvr2": 10, "coco_caption": 30}
-"""By how much the quickstart must beat the blind control on the report split."""
-WANTED_EXISTENCE = 75
-SHOWN = {"vqa": "VQA", EXISTENCE: "of it existence", "gqa": "GQA", "nlvr2": "NLVR2", "coco_caption": "CIDEr"}
+PAGE, SECTION = "synthetic_world.md", "tables"
+QUICKSTART, SHUFFLED = "main: quickstart", "main: shuffled_images"
+MIN_DIFFERENCES = {"vqa": 12, "gqa": 12, "nlvr2": 10, "coco_caption": 30}
+"""Minimum difference between the quickstart and its shuffled-image control on the test split."""
+MIN_EXISTENCE = 75
+SCORES = {"vqa": "VQA", EXISTENCE: "VQA existence", "gqa": "GQA", "nlvr2": "NLVR2", "coco_caption": "CIDEr"}
 MAIN_RATES = {"quickstart": ("frozen", "2e-3"), "full": ("1e-4", "2e-3")}
-"""Peak rates of what was pretrained and of what is new; those of other runs stand in `BOUNDS`."""
-PART = {"report": "Report split", "heldout": "Held-out combinations of colour and shape"}
-ROUTED = {"routed": "mm1 and mm2", "rates": "Higher rates"}
-CURVES = {"steps": "Steps", "data": "Share of the training split", "rank": "Rank"}
+"""Peak learning rates of pretrained and of new parameters; those of other rows are in `BOUNDS`."""
+SPLITS = {"test": "Test split", "ood": "OOD split: unseen combinations of color and shape"}
+ROUTED = {"routed": "mm1 and mm2", "rates": "Higher learning rates"}
+CURVES = {"steps": "Steps", "data": "Fraction of the training split", "rank": "Rank"}
 
 
 def write_page(runs: Sequence[StudyRun], out: Path, docs: Path, results: Results) -> Path:
-    """Replace the part between the markers of ``docs/embedded_world.md`` by what has finished, and draw the charts.
+    """Replace the generated section of docs/synthetic_world.md and draw the charts.
 
     Raises:
         InputError: the page or one of its markers is missing.
     """
-    page = docs / "embedded_world.md"
+    page = docs / PAGE
     text = page.read_text() if page.is_file() else ""
-    if text.count(BEGIN) != 1 or text.count(END) != 1:
-        raise InputError(f"{page}: needs one line {BEGIN} and one line {END}; what stands between them is written here")
-    charts = {path.stem: f"![{about}]({path.name})" for path, about in write_charts(results, docs)}
+    if any(text.count(marker) != 1 for marker in markers(SECTION)):
+        raise InputError(f"{page}: needs one line {' and one line '.join(markers(SECTION))}, around the generated part")
+    charts = {path.stem: f"![{alt}]({path.name})" for path, alt in write_charts(results, docs)}
     sections = {
-        "Controls": [*tables_of(results, "main"), charts.get("embedded_world_controls")],
-        "Every weight trained": tables_of(results, "bounds"),
-        "Steps, data, rank": [*tables_of(results, "curves"), charts.get("embedded_world_curves")],
+        "Controls": [*tables_of(results, "main"), charts.get("synthetic_world_controls")],
+        "Full fine-tuning": tables_of(results, "bounds"),
+        "Steps, data, rank": [*tables_of(results, "curves"), charts.get("synthetic_world_curves")],
         "mm1 and mm2": tables_of(results, "routed"),
-        "Every method": tables_of(results, "methods"),
-        "Every run": [listing(results), *(f"Ended without scores: {line}" for line in stopped(runs, out))],
+        "All methods": tables_of(results, "methods"),
+        "All runs": [run_list(results), *(f"Failed: {line}" for line in failed_runs(runs, out))],
     }
     parts = [part for title, found in sections.items() for part in (f"## {title}", *filter(None, found))]
-    before, rest = text.split(BEGIN)
-    page.write_text("\n\n".join([before + BEGIN, *parts, END + rest.split(END)[1]]))
+    replace_section(page, "\n" + "\n\n".join(parts) + "\n", SECTION, "--docs")
     return page
 
 
 def tables_of(results: Results, section: str) -> list[str]:
-    """The tables of a section as Markdown; one whose runs have not finished is left out."""
+    """The tables of a section as Markdown, without those that have no rows yet."""
     tables = {
-        "main": lambda: [*(main_table(results, split) for split in PART), verdict_table(results)],
+        "main": lambda: [*(main_table(results, split) for split in SPLITS), threshold_table(results)],
         "bounds": lambda: [bounds_table(results)],
         "curves": lambda: [curve_table(results, group, title) for group, title in CURVES.items()],
         "methods": lambda: [method_table(results)],
-        "routed": lambda: [routed_table(results, *which) for which in ROUTED.items()],
+        "routed": lambda: [routed_table(results, *group) for group in ROUTED.items()],
     }
     return [render(table, "markdown") for table in tables[section]() if table.rows]
 
 
 def main_table(results: Results, split: str) -> Table:
-    """Each control in a row, mean and spread over its seeds, and what the quickstart has over the blind control."""
+    """The controls, mean and standard deviation over seeds, and the quickstart's difference to its shuffled control."""
     rows = []
     for key, found in results.items():
         if key.startswith("main: ") and (scores := _scores(found, split)):
             rows.append((key.removeprefix("main: ").replace("_", " "), len(found), *scores))
     foot = []
-    if rows and {"main: quickstart", "main: blind"} <= results.keys():
-        gaps = [gap(results, split, what) for what in SHOWN]
-        foot = [("quickstart over blind", "", *gaps)]
+    if rows and {QUICKSTART, SHUFFLED} <= results.keys():
+        foot = [("quickstart minus shuffled images", "", *(difference(results, split, name) for name in SCORES))]
     steps = sorted({r.steps for key, found in results.items() if key.startswith("main: ") for r in found})
     notes = (f"Steps: {', '.join(map(str, steps))}. Mean ± sample standard deviation over seeds.",) if rows else ()
     columns = (Column("run", "text"), Column("seeds", "count"), *_columns())
-    return Table(PART[split], columns, tuple(rows), tuple(foot), notes)
+    return Table(SPLITS[split], columns, tuple(rows), tuple(foot), notes)
 
 
 def bounds_table(results: Results) -> Table:
-    """What every weight trained scores by the rates of what was pretrained and of what is new."""
+    """Scores of full fine-tuning by learning rates of pretrained and of new parameters."""
     rates = {f"main: {row}": pair for row, pair in MAIN_RATES.items()}
-    rates |= {f"bounds: {row}": (old, new) for row, (_, _, old, new, _) in BOUNDS.items()}
+    rates |= {f"bounds: {row}": (backbone, new) for row, (_, _, backbone, new, _) in BOUNDS.items()}
     rows = []
     for key, pair in rates.items():
         found = results.get(key, [])
-        if scores := _scores(found, "report"):
-            sided = spread(found, "report", SIDED)
-            rows.append((key.partition(": ")[2], len(found), found[0].steps, *pair, *scores, sided))
+        if scores := _scores(found, "test"):
+            left_right = mean_score(found, "test", LEFT_RIGHT)
+            rows.append((key.partition(": ")[2], len(found), found[0].steps, *pair, *scores, left_right))
     columns = (
         Column("run", "text"),
         *(Column(name, "count") for name in ("seeds", "steps")),
-        *(Column(name, "text") for name in ("rate, pretrained", "rate, new")),
+        *(Column(name, "text") for name in ("backbone lr", "lr")),
         *_columns(),
-        Column("NLVR2 naming a side"),
+        Column("NLVR2 left/right"),
     )
     notes = (
-        "Peak rates of the language model's pretrained weights (`training.backbone_lr`) and of what is new: the visual "
-        "embedding and adapters (`training.lr`). `faster`: the former at five times the rate. Report split.",
+        "Test split. Peak learning rates: `backbone lr` for the pretrained parameters of the language model "
+        "(`training.backbone_lr`), `lr` for new parameters, the visual embedding and adapters (`training.lr`). Rows "
+        "with a higher backbone rate use five times that of `full`. Last column: statements that name a side.",
     )
-    return Table("Every weight trained", columns, tuple(rows), notes=notes if rows else ())
+    return Table("Full fine-tuning", columns, tuple(rows), notes=notes if rows else ())
 
 
-def gap(results: Results, split: str, what: str) -> float | None:
-    """What the quickstart scores more than the blind control, mean over seeds each."""
-    ours, blind = (spread(results[f"main: {row}"], split, what) for row in ("quickstart", "blind"))
-    return None if ours is None or blind is None else ours.mean - blind.mean
+def difference(results: Results, split: str, name: str) -> float | None:
+    """Mean score of the quickstart minus that of its shuffled-image control."""
+    quickstart, shuffled = (mean_score(results[key], split, name) for key in (QUICKSTART, SHUFFLED))
+    return None if quickstart is None or shuffled is None else quickstart.mean - shuffled.mean
 
 
-def verdict_table(results: Results) -> Table:
-    """What was asked of the quickstart, what came out, and whether it holds."""
+def threshold_table(results: Results) -> Table:
+    """The quickstart's acceptance thresholds, measured values, and whether they are met."""
     rows = []
-    if {"main: quickstart", "main: blind"} <= results.keys():
-        for task, wanted in WANTED.items():
-            found = gap(results, "report", task)
-            rows.append((f"{TASKS[task]} over blind", float(wanted), found, "yes" if found >= wanted else "**no**"))
-        mean = spread(results["main: quickstart"], "report", EXISTENCE).mean
-        holds = "yes" if mean >= WANTED_EXISTENCE else "**no**"
-        rows.append(("existence questions", float(WANTED_EXISTENCE), mean, holds))
-    columns = (Column("report split", "text"), Column("at least"), Column("measured"), Column("holds", "text"))
-    return Table("What was asked for", columns, tuple(rows))
+    if {QUICKSTART, SHUFFLED} <= results.keys():
+        for task, minimum in MIN_DIFFERENCES.items():
+            found = difference(results, "test", task)
+            met = "yes" if found >= minimum else "**no**"
+            rows.append((f"{TASKS[task]}, minus shuffled images", float(minimum), found, met))
+        mean = mean_score(results[QUICKSTART], "test", EXISTENCE).mean
+        met = "yes" if mean >= MIN_EXISTENCE else "**no**"
+        rows.append(("VQA existence", float(MIN_EXISTENCE), mean, met))
+    columns = (Column("test split", "text"), Column("minimum"), Column("measured"), Column("met", "text"))
+    return Table("Acceptance thresholds", columns, tuple(rows))
 
 
 def routed_table(results: Results, group: str, title: str) -> Table:
-    """Loss at the start and the end, and scores on the tune split, of mm1 and mm2 beside no routing."""
+    """Initial and final losses, and scores on the val split, of mm1, mm2 and no routing."""
     rows, steps = [], set()
     for name in sorted(key for key in results if key.startswith(f"{group}: ")):
         found = results[name]
         steps |= {one.steps for one in found}
         scored = [one for one in found if one.run.seed == SEEDS[0]]
-        firsts, lasts = zip(*(_mean_losses(one) for one in found), strict=True)
-        went_well = f"{sum(converged(one) for one in found)} of {len(found)}"
-        worst = f"{max(one.worst for one in found):.2f}"
-        scores = _scores(scored, "tune") or [None] * len(SHOWN)
-        rows.append((name.removeprefix(f"{group}: "), went_well, _range(firsts), _range(lasts), worst, *scores))
-    names = ("fell", "loss at first", "at last", "highest in the second half")
+        initial, final = zip(*(_mean_losses(one) for one in found), strict=True)
+        count = f"{sum(converged(one) for one in found)} of {len(found)}"
+        late = f"{max(one.max_late_loss for one in found):.2f}"
+        scores = _scores(scored, "val") or [None] * len(SCORES)
+        rows.append((name.removeprefix(f"{group}: "), count, _range(initial), _range(final), late, *scores))
+    names = ("converged", "initial loss", "final loss", "max loss, second half")
     columns = (Column("run", "text"), *(Column(name, "text") for name in names), *_columns())
     length = f"{', '.join(map(str, sorted(steps)))} steps"
     notes = (
-        f"{length}, scores on the tune split; otherwise the quickstart's settings (peak rate 2e-3 unless said, warm-up "
-        "over a tenth, gradients clipped at norm 1). LoRA has rank 32 on query and value, alpha 32. Losses are means "
-        "over the tasks, of the first and the last fifth of the steps; least and greatest over seeds. Scores are those "
-        f"of seed {SEEDS[0]}.",
-        '"Fell": runs that ended with a finite loss, and on every task with a lower one than at first.',
+        f"{length}, scores on the val split. Other settings are the quickstart's (peak learning rate 2e-3 unless "
+        "stated, warm-up over a tenth of the steps, gradients clipped at norm 1). LoRA: rank 32 on query and value, "
+        "alpha 32. Losses: mean over tasks of the first and of the last fifth of the steps; minimum to maximum over "
+        f"seeds. Scores: seed {SEEDS[0]}.",
+        "Converged: runs that ended with a finite loss, lower than the initial one on every task.",
     )
     return Table(f"{title}, {length}", columns, tuple(rows), notes=notes if rows else ())
 
 
 def converged(result: Result) -> bool:
-    """Whether every task's loss ended finite and below its first value."""
+    """Whether the loss of every task ended finite and below its initial value."""
     losses = result.losses.values()
-    return bool(losses) and all(last < first for first, last in losses)  # nothing compares less than or above nan
+    return bool(losses) and all(final < initial for initial, final in losses)  # comparisons with nan are False
 
 
 def curve_table(results: Results, group: str, title: str) -> Table:
-    """Scores on the report split by steps, share of the data or rank."""
+    """Scores on the test split by steps, training data or rank."""
     points = curve_points(results, group)
-    rows = [(name, *_scores(found, "report")) for name, found in points]
+    rows = [(name, *_scores(found, "test")) for name, found in points]
     columns = (Column(title.lower(), "text"), *_columns())
     lengths = sorted({one.steps for _, found in points for one in found})
-    length = "" if group == "steps" else f"{', '.join(map(str, lengths))} steps; "
-    bare = "one adapter for all tasks, no trained norms, mul unless said; " if group == "rank" else ""
+    length = "" if group == "steps" else f"{', '.join(map(str, lengths))} steps. "
+    settings = "One adapter for all tasks, no trained norms, mul unless stated. " if group == "rank" else ""
     seeds = sorted({one.run.seed for _, found in points for one in found})
-    told = f"One seed ({seeds[0]})" if len(seeds) == 1 else f"Seeds {' and '.join(map(str, seeds))}, mean ± deviation"
-    notes = (f"{told}, report split; {length}{bare}everything else as in the quickstart.",) if rows else ()
+    count = f"One seed ({seeds[0]})" if len(seeds) == 1 else f"Seeds {' and '.join(map(str, seeds))}, mean ± deviation"
+    notes = (f"{count}, test split. {length}{settings}Other settings are the quickstart's.",) if rows else ()
     return Table(title, columns, tuple(rows), notes=notes)
 
 
 def method_table(results: Results) -> Table:
-    """Every method with the same budget: share trained, scores on the report split, time of a step."""
+    """All methods with the same budget: trainable parameters, scores on the test split, time per step."""
     rows, steps = [], set()
     for key, (one, *_) in results.items():
         if key.startswith("methods: "):
             steps.add(one.steps)
-            scores = _scores([one], "report")
+            scores = _scores([one], "test")
             time = "" if one.step_ms is None else f"{one.step_ms:.0f}"
-            rows.append((key.removeprefix("methods: "), one.trained, *scores, time))
-    columns = (Column("method", "text"), Column("trained, %", "percent"), *_columns(), Column("ms a step", "text"))
+            rows.append((key.removeprefix("methods: "), one.trainable_percent, *scores, time))
+    columns = (Column("method", "text"), Column("trainable, %", "percent"), *_columns(), Column("ms/step", "text"))
     notes = (
-        f"One seed ({SEEDS[0]}), {', '.join(map(str, sorted(steps)))} steps, report split, no routing; peak rate 2e-3, "
-        "5e-4 for `full`. The share trained includes the visual embedding. Time is the median of a run's steps on one "
-        "thread of a machine that did other work beside it; `benchmarks/methods.py` compares times properly.",
+        f"One seed ({SEEDS[0]}), {', '.join(map(str, sorted(steps)))} steps, test split, no routing. Peak learning "
+        "rate 2e-3, 5e-4 for `full`. Trainable parameters include the visual embedding. Time is the median over the "
+        "steps of a run, on one thread of a machine with other load; `benchmarks/methods.py` compares times properly.",
     )
-    return Table("Every method, one budget", columns, tuple(rows), notes=notes if rows else ())
+    return Table("All methods, same budget", columns, tuple(rows), notes=notes if rows else ())
 
 
-def listing(results: Results) -> str:
-    """Every run with its command and its cost, folded away."""
+def run_list(results: Results) -> str:
+    """Every run with its command and cost, in a collapsed section."""
     rows = []
     for found in results.values():
         for one in found:
-            cost = "not known" if one.cpu_s is None else f"{one.cpu_s:,.0f}"
-            told = f"{one.steps:,} | {one.trained:.1f} | {cost} | {one.version}"
-            rows.append(f"| {one.run.name} | {told} | `{one.run.command()}` |")
+            cost = "unknown" if one.cpu_s is None else f"{one.cpu_s:,.0f}"
+            values = f"{one.steps:,} | {one.trainable_percent:.1f} | {cost} | {one.commit}"
+            rows.append(f"| {one.run.name} | {values} | `{one.run.command()}` |")
     total = sum(one.cpu_s or 0 for found in results.values() for one in found)
     head = [
-        f"<details><summary>All {len(rows)} runs, {total / 3600:.1f} hours of one core, with their commands</summary>",
+        f"<details><summary>All {len(rows)} runs and their commands, {total / 3600:.1f} CPU core hours</summary>",
         "",
-        "| run | steps | trained, % | CPU s | code | command |",
+        "| run | steps | trainable, % | CPU s | commit | command |",
         "|---|---:|---:|---:|---|---|",
     ]
     return "\n".join([*head, *rows, "", "</details>"])
 
 
 def _columns() -> tuple[Column, ...]:
-    return (*(Column(name) for name in SHOWN.values()),)
+    return tuple(Column(name) for name in SCORES.values())
 
 
-def _scores(found: Sequence[Result], split: str) -> tuple[Spread | None, ...]:
-    scores = tuple(spread(found, split, what) for what in SHOWN)
+def _scores(found: Sequence[Result], split: str) -> tuple[MeanStd | None, ...]:
+    scores = tuple(mean_score(found, split, name) for name in SCORES)
     return scores if any(score is not None for score in scores) else ()
 
 
@@ -218,5 +229,5 @@ def _mean_losses(result: Result) -> tuple[float, float]:
 
 
 def _range(values: Sequence[float]) -> str:
-    least, greatest = f"{min(values):.2f}", f"{max(values):.2f}"
-    return least if least == greatest else f"{least} to {greatest}"
+    low, high = f"{min(values):.2f}", f"{max(values):.2f}"
+    return low if low == high else f"{low} to {high}"

@@ -1,38 +1,25 @@
-"""Does the report work in a browser: sorted and filtered by clicking, whole without scripts, right at any width?"""
+"""Tests of the report in a browser: layout, sorting, filters, keyboard, no scripts, print."""
 
 import pytest
 
-from tests.chromium import Browser, check_on_paper
-from tests.reports.run_folders import hostile_page
-
-
-@pytest.fixture(scope="module")
-def report(tmp_path_factory):
-    return hostile_page(tmp_path_factory.mktemp("browser"))
+from tests.chromium import Browser, check_print_layout, check_screen_layout
 
 
 @pytest.mark.parametrize("dark", [False, True])
+def test_page_fits_screens_and_themes(browser: Browser, hostile_report, dark):
+    check_screen_layout(browser, hostile_report, dark)
+
+
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_is_whole_in_every_width_and_theme(browser: Browser, report, width, dark):
-    with browser.open(report, width, dark=dark) as opened:
-        page = opened.page
-        assert opened.broken_pictures() == []
-        for summary in page.locator("details > summary").all():
-            summary.click()
-        assert opened.past_the_edge() == []
-        assert page.evaluate("document.documentElement.scrollWidth") <= width
-        small = (
-            "[...document.querySelectorAll('.panel svg text')].filter(e => e.getBoundingClientRect().height < 9).length"
-        )
-        assert page.locator(".panel svg text").count() > 40
-        assert page.evaluate(small) == 0
-        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
-        assert (ground != "rgb(255, 255, 255)") == dark
-        assert opened.problems == []
+def test_chart_labels_are_readable(browser: Browser, hostile_report, width):
+    small = "[...document.querySelectorAll('.panel svg text')].filter(e => e.getBoundingClientRect().height < 9).length"
+    with browser.open(hostile_report, width) as opened:
+        assert opened.page.locator(".panel svg text").count() > 40
+        assert opened.page.evaluate(small) == 0
 
 
-def test_tables_are_sorted_by_their_headings(browser: Browser, report):
-    with browser.open(report) as opened:
+def test_table_headings_sort_rows(browser: Browser, hostile_report):
+    with browser.open(hostile_report) as opened:
         table = opened.page.locator("table.sortable").first
         rows = table.locator("tbody th")
         before = rows.all_inner_texts()
@@ -54,18 +41,17 @@ def test_tables_are_sorted_by_their_headings(browser: Browser, report):
         assert opened.problems == []
 
 
-def test_the_gallery_shows_errors_or_disagreements_alone(browser: Browser, report):
-    with browser.open(report) as opened:
+def test_gallery_filters_and_sorts_cards(browser: Browser, hostile_report):
+    with browser.open(hostile_report) as opened:
         page = opened.page
-        shelf = page.locator("ul.items").first
         controls = page.locator(".controls").first
-        cards = shelf.locator("li.item:visible")
+        cards = page.locator("ul.items").first.locator("li.item:visible")
         assert cards.count() == 24
         controls.get_by_role("button", name="wrong").click()
-        assert cards.count() > 0
-        for card in cards.all():
-            assert "✗ wrong" in card.inner_text()
-        assert controls.get_by_role("status").inner_text() == f"{cards.count()} of 24 shown"
+        texts = cards.all_inner_texts()
+        assert texts
+        assert all("✗ wrong" in text for text in texts)
+        assert controls.get_by_role("status").inner_text() == f"{len(texts)} of 24 shown"
         controls.get_by_role("button", name="runs disagree").click()
         for card in cards.all():
             marks = card.locator(".mark").all_inner_texts()
@@ -79,29 +65,31 @@ def test_the_gallery_shows_errors_or_disagreements_alone(browser: Browser, repor
         assert opened.problems == []
 
 
-def test_without_scripts_nothing_is_missing_but_the_buttons(browser: Browser, report):
-    with browser.open(report) as scripted, browser.open(report, javascript=False) as plain:
+def test_page_is_complete_without_scripts(browser: Browser, hostile_report):
+    with browser.open(hostile_report) as scripted, browser.open(hostile_report, javascript=False) as plain:
         assert scripted.page.locator("button").count() > 20
         assert plain.page.locator("button").count() == 0
-        for what in ("li.item:visible", "table", "svg", "img"):
-            assert plain.page.locator(what).count() == scripted.page.locator(what).count()
+        for selector in ("li.item:visible", "table", "svg", "img"):
+            assert plain.page.locator(selector).count() == scripted.page.locator(selector).count()
         assert plain.problems == []
 
 
-def test_all_can_be_reached_by_the_keyboard(browser: Browser, report):
-    with browser.open(report) as opened:
+def test_keyboard_reaches_all_controls(browser: Browser, hostile_report):
+    with browser.open(hostile_report) as opened:
         page = opened.page
         page.keyboard.press("Tab")
         assert page.evaluate("document.activeElement.textContent") == "Skip to the scores"
         assert page.locator(".skip").bounding_box()["x"] >= 0
+        page.evaluate(
+            "window.focused = new Set([document.activeElement]);"
+            "document.addEventListener('focusin', event => focused.add(event.target))"
+        )
         focusable = page.locator("a[href], button, summary, [tabindex='0']").count()
-        seen = set()
-        for _ in range(focusable + 1):
-            seen.add(page.evaluate("[...document.querySelectorAll('*')].indexOf(document.activeElement)"))
+        for _ in range(focusable):
             page.keyboard.press("Tab")
-        closed = page.locator("details:not([open]) [tabindex], details:not([open]) button").count()
-        assert len(seen) >= focusable - closed
+        hidden = page.locator("details:not([open]) [tabindex], details:not([open]) button").count()
+        assert page.evaluate("focused.size") >= focusable - hidden
 
 
-def test_on_paper_it_is_light_and_nothing_is_cut(browser: Browser, report):
-    check_on_paper(browser, report)
+def test_page_prints_on_white(browser: Browser, hostile_report):
+    check_print_layout(browser, hostile_report)

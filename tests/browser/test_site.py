@@ -1,4 +1,4 @@
-"""Are the pages a site: built without a warning, whole in a browser at two widths, with nothing from elsewhere?"""
+"""Tests of the documentation site: built without warnings, complete in a browser, without external requests."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from tests.chromium import Browser
 DOCS = tiny_run.ROOT / "docs"
 
 
-def test_the_drawings_are_current():
-    drawn = runpy.run_path(str(DOCS / "pictures.py"))["ALL"]
-    assert set(drawn) == {path.name for path in DOCS.glob("routing_*.svg")}
-    for name, draw in drawn.items():
-        assert (DOCS / name).read_text() == str(draw()), "run: python docs/pictures.py"
+def test_figures_are_current():
+    figures = runpy.run_path(str(DOCS / "figures.py"))["ALL"]
+    assert set(figures) == {path.name for path in DOCS.glob("routing_*.svg")} | {"overview.svg"}
+    for name, draw in figures.items():
+        assert (DOCS / name).read_text() == str(draw()), "run: python docs/figures.py"
 
 
-def test_every_page_is_in_the_navigation():
+def test_navigation_lists_every_page():
     chapters = yaml.safe_load((tiny_run.ROOT / "mkdocs.yml").read_text())["nav"]
-    named = sorted(page for chapter in chapters for pages in chapter.values() for page in pages)
-    assert named == sorted([*(path.name for path in DOCS.glob("*.md")), "quickstart.md"]), "mkdocs.yml: nav"
+    listed = sorted(page for chapter in chapters for pages in chapter.values() for page in pages)
+    assert listed == sorted([*(path.name for path in DOCS.glob("*.md")), "quickstart.md"]), "mkdocs.yml: nav"
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +43,8 @@ def site(tmp_path_factory) -> Path:
     return folder
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Says nothing of each request."""
+class SilentHandler(http.server.SimpleHTTPRequestHandler):
+    """A file server without request logs."""
 
     def log_message(self, *args) -> None:
         pass
@@ -52,40 +52,42 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope="module")
 def address(site):
-    handler = functools.partial(Quiet, directory=str(site))
+    handler = functools.partial(SilentHandler, directory=str(site))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{server.server_port}"
         server.shutdown()
 
 
-def test_every_page_is_there_and_no_markdown_is_left_in_it(site):
+def test_site_has_all_pages_without_raw_markdown(site):
     pages = {path.stem for path in DOCS.glob("*.md")} | {"quickstart"}
     assert {path.stem for path in site.glob("*.html")} == pages | {"404"}
     for path in site.glob("*.html"):
         text = path.read_text()
         assert "```" not in text, path.name
-        left = [line for line in text.splitlines() if line.startswith(("| ", "|-"))]
-        assert not left, (path.name, left[:1])
+        raw_rows = [line for line in text.splitlines() if line.startswith(("| ", "|-"))]
+        assert not raw_rows, (path.name, raw_rows[:1])
 
 
-def test_all_of_it_in_a_browser(browser: Browser, site, address):
-    """No error, no picture missing, nothing past the edge, at 1280 and at 390 pixels, and no other address asked."""
-    for path in sorted(site.glob("*.html")):
-        if path.stem == "404":
-            continue
-        with browser.open(f"{address}/{path.name}") as opened:
+def test_site_pages_render_without_problems(browser: Browser, site, address):
+    """No errors, broken images, horizontal overflow or external requests, at 1280 and at 390 pixels."""
+    paths = [path for path in sorted(site.glob("*.html")) if path.stem != "404"]
+    with browser.open(f"{address}/{paths[0].name}") as opened:
+        for path in paths:
+            opened.page.set_viewport_size({"width": 1280, "height": 900})
+            opened.page.goto(f"{address}/{path.name}")
             for width in (1280, 390):
                 opened.page.set_viewport_size({"width": width, "height": 900})
                 assert opened.page.evaluate("document.documentElement.scrollWidth") <= width, (path.name, width)
-            assert opened.broken_pictures() == [], path.name
-            assert opened.problems == [], path.name
-            assert [one for one in opened.asked if not one.startswith((address, "data:"))] == [], path.name
+            assert opened.broken_images() == [], path.name
+            # Navigation aborts background requests of the previous page.
+            assert [one for one in opened.problems if "net::ERR_ABORTED" not in one] == [], path.name
+            assert [url for url in opened.requested_urls if not url.startswith((address, "data:"))] == [], path.name
 
 
-def test_the_search_finds_a_key(browser: Browser, address):
+def test_site_search_finds_config_key(browser: Browser, address):
     with browser.open(f"{address}/index.html") as opened:
-        # it has read its index then
+        # This text appears once the search index is loaded.
         opened.page.get_by_text("Type to start searching").wait_for(state="attached")
         opened.page.locator("input[name=query]").press_sequentially("micro_batch_size")
         opened.page.locator(".md-search-result__item").first.wait_for()

@@ -1,4 +1,4 @@
-"""Does the feature store keep what it was given, and tell what it was not given?"""
+"""Feature store: reading by key, several files as one, corrupt and foreign files."""
 
 import json
 import multiprocessing
@@ -11,16 +11,16 @@ import numpy as np
 import pytest
 
 from multitask_vl.data.store.feature_store import FeatureStore
-from multitask_vl.data.store.format import create, read_layout
-from multitask_vl.data.store.row_file import RowFile
+from multitask_vl.data.store.format import create_store, read_local_header
+from multitask_vl.data.store.local_rows import LocalRows
 from multitask_vl.data.store.writer import StoreWriter, write_store
 from multitask_vl.errors import InputError
-from tests.store_fixtures import MANIFEST, SHAPE, made
+from tests.store_fixtures import MANIFEST, SHAPE, random_features
 
 
 @pytest.fixture
 def features():
-    return made([f"COCO_val2014_{n:012d}" for n in range(40)] + ["straße", "图片"])
+    return random_features([f"COCO_val2014_{n:012d}" for n in range(40)] + ["straße", "图片"])
 
 
 @pytest.fixture
@@ -32,19 +32,19 @@ def path(tmp_path, features):
 # ---- reading
 
 
-def test_reads_in_any_order_what_was_written(path, features):
+def test_store_reads_rows_in_any_order(path, features):
     store = FeatureStore(path)
-    keys = [list(features)[at] for at in np.random.default_rng(1).integers(0, len(features), 300)]
-    got = store.get_many(keys)
-    assert got.shape == (300, *SHAPE)
-    assert got.dtype == np.float16
-    for key, one in zip(keys, got, strict=True):
-        np.testing.assert_array_equal(one, features[key])
-        np.testing.assert_array_equal(store.get(key), features[key])
+    keys = [list(features)[i] for i in np.random.default_rng(1).integers(0, len(features), 300)]
+    rows = store.get_many(keys)
+    assert rows.shape == (300, *SHAPE)
+    assert rows.dtype == np.float16
+    for key, row in zip(keys, rows, strict=True):
+        np.testing.assert_array_equal(row, features[key])
+    np.testing.assert_array_equal(store.get("图片"), features["图片"])
     assert store.get_many([]).shape == (0, *SHAPE)
 
 
-def test_knows_its_keys(path, features):
+def test_store_finds_its_keys(path, features):
     store = FeatureStore(str(path))
     assert store.keys() == sorted(features)
     assert len(store) == 42
@@ -52,17 +52,18 @@ def test_knows_its_keys(path, features):
     assert "strasse" not in store
     assert 42 not in store
     longer = max(features, key=lambda key: len(key.encode())) + "0"
-    assert longer not in store, "a key longer than any stored one must not be found by its beginning"
+    assert longer not in store, "a key longer than any stored one is not truncated"
     assert store.missing(["b", "straße", "a", "b"]) == ["b", "a"]
     assert store.manifest == MANIFEST
 
 
-def test_missing_keys_are_counted_named_and_told_how_to_mend(path):
-    with pytest.raises(InputError, match=r"2 of 3 image keys have no features in store.h5 \(first: x\).*manage verify"):
+def test_missing_keys_are_counted_with_the_fix(path):
+    message = r"2 of 3 image keys have no features in store.h5 \(first: x\).*multitask-vl store verify"
+    with pytest.raises(InputError, match=message):
         FeatureStore(path).get_many(["x", "图片", "y", "x"])
 
 
-def test_plain_h5py_reads_the_file_too(path, features):
+def test_store_is_readable_with_plain_h5py(path, features):
     with h5py.File(path) as file:
         keys = file["keys"].asstr()[:].tolist()
         assert keys == sorted(features)
@@ -75,27 +76,39 @@ def test_plain_h5py_reads_the_file_too(path, features):
         assert file["done"][:].tolist() == [1] * len(keys)
 
 
-def test_the_same_content_gives_the_same_bytes(path, tmp_path, features):
+def test_store_bytes_depend_on_content_only(path, tmp_path, features):
     write_store(tmp_path / "again.h5", MANIFEST, dict(reversed(features.items())))
     assert (tmp_path / "again.h5").read_bytes() == path.read_bytes()
 
 
-def _read_here(store, keys):
+def test_adjacent_rows_are_read_with_one_call(path, features, monkeypatch):
+    keys = sorted(features)
+    rows, reads = LocalRows(read_local_header(path)), []
+    preadv = os.preadv
+    monkeypatch.setattr("multitask_vl.data.store.local_rows.MAX_BUFFERS", 3)
+    monkeypatch.setattr(os, "preadv", lambda *args: reads.append(len(args[1])) or preadv(*args))
+    requested = [7, 3, 5, 4, 3, 6, 20]
+    outs = np.empty((7, *SHAPE), "<f2")
+    rows.read_rows(requested, outs)
+    np.testing.assert_array_equal(outs, np.stack([features[keys[row]] for row in requested]))
+    assert reads == [1, 3, 2, 1]
+    rows.read_rows([], outs)
+
+
+def _read(store, keys):
     return store.get_many(keys)
 
 
-@pytest.mark.parametrize("start", ["fork", "spawn"])
-def test_an_open_store_goes_to_other_processes(path, features, start):
+def test_open_store_is_passed_to_a_forked_process(path, features):
     store, keys = FeatureStore(path), list(features)
-    store.get(keys[0])  # the file is open now
-    with multiprocessing.get_context(start).Pool(2) as pool:
-        parts = [pool.apply_async(_read_here, (store, keys[at::4])) for at in range(4)]
-        for at, part in enumerate(parts):
-            np.testing.assert_array_equal(part.get(60), np.stack([features[key] for key in keys[at::4]]))
+    store.get(keys[0])  # opens the file
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        rows = pool.apply_async(_read, (store, keys[::4])).get(60)
+    np.testing.assert_array_equal(rows, np.stack([features[key] for key in keys[::4]]))
     np.testing.assert_array_equal(store.get(keys[1]), features[keys[1]])
 
 
-def test_a_pickle_carries_no_open_file(path, features):
+def test_pickled_store_has_no_open_file(path, features):
     store = FeatureStore(path)
     store.get("图片")
     copy = pickle.loads(pickle.dumps(store))
@@ -104,30 +117,27 @@ def test_a_pickle_carries_no_open_file(path, features):
     np.testing.assert_array_equal(copy.get("图片"), features["图片"])
 
 
-def test_a_forked_child_reads_through_the_inherited_file_without_moving_the_parents(path, features):
+def test_forked_processes_read_one_descriptor_concurrently(path, features):
     store, keys = FeatureStore(path), list(features)
     store.get(keys[0])
     child = os.fork()
     if child == 0:
-        right = all((store.get(key) == features[key]).all() for key in keys * 20)
-        os._exit(0 if right else 1)
+        correct = all((store.get(key) == features[key]).all() for key in keys * 20)
+        os._exit(0 if correct else 1)
     assert all((store.get(key) == features[key]).all() for key in reversed(keys * 20))
     assert os.waitpid(child, 0)[1] == 0
 
 
-def test_rows_not_done_are_absent(path):
-    layout = read_layout(path)
-    file = RowFile(layout, writable=True)
-    file.forget(3)
+def test_undone_rows_are_missing(path, tmp_path):
+    header = read_local_header(path)
+    file = LocalRows(header, writable=True)
+    file.mark_undone(3)
     file.close()
-    store, key = FeatureStore(path), layout.keys[3].decode()
+    store, key = FeatureStore(path), header.keys[3].decode()
     assert len(store) == 41
     assert store.missing([key]) == [key]
-
-
-def test_an_empty_store_misses_everything(tmp_path):
-    create(tmp_path / "store.h5", MANIFEST, ["a", "b"])
-    store = FeatureStore(tmp_path / "store.h5")
+    create_store(tmp_path / "empty.h5", MANIFEST, ["a", "b"])
+    store = FeatureStore(tmp_path / "empty.h5")
     assert len(store) == 0
     assert store.missing(["a", "c"]) == ["a", "c"]
 
@@ -135,38 +145,37 @@ def test_an_empty_store_misses_everything(tmp_path):
 # ---- several files
 
 
-def test_shards_read_as_one(tmp_path, features):
+def test_shards_are_read_as_one_store(tmp_path, features):
     keys = sorted(features)
-    for at in range(3):
-        write_store(tmp_path / f"coco-{at:05d}-of-00003.h5", MANIFEST, {key: features[key] for key in keys[at::3]})
+    for i in range(3):
+        write_store(tmp_path / f"coco-{i:05d}-of-00003.h5", MANIFEST, {key: features[key] for key in keys[i::3]})
     store = FeatureStore(tmp_path / "coco.h5")
     assert len(store.paths) == 3
     assert store.keys() == keys
     np.testing.assert_array_equal(store.get_many(keys), np.stack([features[key] for key in keys]))
     assert FeatureStore(tmp_path / "coco-00001-of-00003.h5").keys() == keys[1::3]
-    (tmp_path / "coco-00001-of-00003.h5").rename(tmp_path / "elsewhere.h5")
+    (tmp_path / "coco-00001-of-00003.h5").rename(tmp_path / "moved.h5")
     with pytest.raises(InputError, match=r"1 of 3 shards are missing \(first: coco-00001-of-00003.h5\)"):
         FeatureStore(tmp_path / "coco.h5")
-    (tmp_path / "elsewhere.h5").rename(tmp_path / "coco-00001-of-00004.h5")
-    with pytest.raises(InputError, match="several splits, of 00003 and of 00004"):
+    (tmp_path / "moved.h5").rename(tmp_path / "coco-00001-of-00004.h5")
+    with pytest.raises(InputError, match="different counts, of 00003 and of 00004"):
         FeatureStore(tmp_path / "coco.h5")
     write_store(tmp_path / "coco.h5", MANIFEST, features)
-    with pytest.raises(InputError, match="beside shards of the same name"):
+    with pytest.raises(InputError, match="both this store and shards of it exist"):
         FeatureStore(tmp_path / "coco.h5")
 
 
-def test_a_list_of_stores_reads_as_one_unless_keys_repeat_or_features_differ(path, tmp_path, features):
-    write_store(tmp_path / "vg.h5", MANIFEST.model_copy(update={"tool_version": "9"}), made(["1", "2"]))
+def test_several_stores_need_distinct_keys_and_one_manifest(path, tmp_path, features):
+    write_store(tmp_path / "vg.h5", MANIFEST.model_copy(update={"tool_version": "9"}), random_features(["1", "2"]))
     store = FeatureStore([path, tmp_path / "vg.h5"])
     assert len(store) == 44
     np.testing.assert_array_equal(store.get_many(["2", "图片"])[1], features["图片"])
-    write_store(tmp_path / "twice.h5", MANIFEST, made(["2", "1", "0"]))
-    with pytest.raises(
-        InputError, match=r"2 image keys stand in more than one file \(first: 1 in .*vg.h5 and .*twice.h5"
-    ):
+    write_store(tmp_path / "twice.h5", MANIFEST, random_features(["2", "1", "0"]))
+    message = r"2 image keys are in more than one file \(first: 1 in .*vg.h5 and .*twice.h5"
+    with pytest.raises(InputError, match=message):
         FeatureStore([path, tmp_path / "vg.h5", tmp_path / "twice.h5"])
-    write_store(tmp_path / "other.h5", MANIFEST.model_copy(update={"resize": "crop"}), made(["5"]))
-    with pytest.raises(InputError, match=r"cannot be read as one.*resize: squash, not crop"):
+    write_store(tmp_path / "other.h5", MANIFEST.model_copy(update={"resize": "crop"}), random_features(["5"]))
+    with pytest.raises(InputError, match=r"cannot be read as one store.*resize: squash, not crop"):
         FeatureStore([path, tmp_path / "other.h5"])
     with pytest.raises(InputError) as caught:
         FeatureStore([tmp_path / "a.h5", path, tmp_path / "b.h5"])
@@ -175,14 +184,14 @@ def test_a_list_of_stores_reads_as_one_unless_keys_repeat_or_features_differ(pat
         FeatureStore([])
 
 
-# ---- files that are no store
+# ---- corrupt and foreign files
 
 
 def _truncated(path):
     os.truncate(path, path.stat().st_size - 200)
 
 
-def _cut_to_header(path):
+def _cut_to_superblock(path):
     os.truncate(path, 700)
 
 
@@ -190,7 +199,7 @@ def _text(path):
     path.write_text("version https://git-lfs.github.com/spec/v1\n")
 
 
-def _groups(path):
+def _group_per_image(path):
     with h5py.File(path, "w") as file:
         file["1/features"] = np.zeros(SHAPE)
 
@@ -224,72 +233,72 @@ def _newer_fields(path):
         file.attrs["manifest"] = MANIFEST.model_dump_json()[:-1] + ',"frames":8}'
 
 
-def _without_tree(path):
+def _corrupt_tree(path):
     path.write_bytes(path.read_bytes().replace(b"TREE", b"LEAF", 1))
 
 
-def _without_header(path):
+def _corrupt_object_header(path):
     with h5py.File(path) as file:
-        at = h5py.h5o.get_info(file["keys"].id).addr
+        offset = h5py.h5o.get_info(file["keys"].id).addr
     with path.open("rb+") as file:
-        file.seek(at)
+        file.seek(offset)
         file.write(bytes(16))
 
 
-def _without_encoding(path):
-    at = path.read_bytes().index(b"manifest") + 18  # where the attribute says which characters its text has
+def _corrupt_encoding(path):
+    offset = path.read_bytes().index(b"manifest") + 18  # the byte with the attribute's character set
     with path.open("rb+") as file:
-        file.seek(at)
+        file.seek(offset)
         file.write(b"\xff")
 
 
-def _group(path):
+def _features_as_group(path):
     with h5py.File(path, "r+") as file:
         del file["features"]
         file.create_group("features")
 
 
-def _no_manifest_json(path):
+def _invalid_manifest(path):
     with h5py.File(path, "r+") as file:
         file.attrs["manifest"] = "{"
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
-        (_truncated, "truncated or damaged.*copy it again, or delete it and run: python launch/extract_features.py"),
-        (_cut_to_header, "truncated or damaged"),
-        (_text, r"not an HDF5 file \(43 bytes\).*extract_features.py"),
-        (_groups, "no manifest.*python -m feature_extraction.maintenance.manage import"),
+        (_truncated, "truncated or corrupt.*copy it again, or delete it and run: multitask-vl extract --config"),
+        (_cut_to_superblock, "truncated or corrupt"),
+        (_text, r"not an HDF5 file \(43 bytes\).*multitask-vl extract"),
+        (_group_per_image, "no manifest.*multitask-vl store import"),
         (_without_done, "no dataset done"),
         (_chunked, "features is .* not contiguous"),
         (_float32, "features is .* float32 contiguous"),
-        (_group, "no dataset features"),
-        (_without_tree, "truncated or damaged.*B-tree"),
-        (_without_header, "truncated or damaged.*object header"),
-        (_without_encoding, "truncated or damaged.*string encoding"),
+        (_features_as_group, "no dataset features"),
+        (_corrupt_tree, "truncated or corrupt.*B-tree"),
+        (_corrupt_object_header, "truncated or corrupt.*object header"),
+        (_corrupt_encoding, "truncated or corrupt.*string encoding"),
         (_newer, "format 2, this version of the project reads up to 1"),
-        (_newer_fields, "manifest not understood.*newer version"),
-        (_no_manifest_json, "manifest not understood.*extract the features again"),
-        (os.unlink, "no such feature store; make it"),
+        (_newer_fields, "invalid manifest.*newer version"),
+        (_invalid_manifest, "invalid manifest.*extract the features again"),
+        (os.unlink, "no such feature store; create it"),
     ],
 )
-def test_a_file_that_is_no_sound_store_is_refused(path, damage, said):
+def test_invalid_store_file_is_rejected(path, damage, message):
     damage(path)
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         FeatureStore(path)
     if damage is not os.unlink:
-        with pytest.raises(InputError, match=said):
+        with pytest.raises(InputError, match=message):
             StoreWriter(path, MANIFEST, ["a"]).__enter__()
-        assert not path.with_name("store.h5.lock").exists(), "a refused writer lets go of the lock"
+        assert not path.with_name("store.h5.lock").exists(), "a rejected writer releases the lock"
 
 
-def test_a_store_replaced_or_cut_while_in_use_is_noticed(path, features):
-    replaced, cut = FeatureStore(path), FeatureStore(path)
-    cut.get("图片")
+def test_store_replaced_or_truncated_in_use_is_reported(path, features):
+    replaced, truncated = FeatureStore(path), FeatureStore(path)
+    truncated.get("图片")
     os.truncate(path, path.stat().st_size - 200)
     with pytest.raises(InputError, match="truncated while it was in use"):
-        cut.get_many(list(features))
+        truncated.get_many(list(features))
     path.unlink()
     write_store(path, MANIFEST, features)
     with pytest.raises(InputError, match="replaced while it was in use"):

@@ -1,28 +1,26 @@
-"""Does filling a store survive kills, torn rows, full disks, new images and a second writer?"""
+"""Writing stores: resuming after a kill, torn rows, full disks, new keys, concurrent writers."""
 
 import errno
 import os
 import shutil
 import signal
-import time
 from collections import namedtuple
 
 import numpy as np
 import pytest
 
-from multitask_vl.data.store import row_file, writer
+from multitask_vl.data.store import local_rows, writer
 from multitask_vl.data.store.feature_store import FeatureStore
-from multitask_vl.data.store.format import read_layout
-from multitask_vl.data.store.row_file import RowFile
+from multitask_vl.data.store.format import read_local_header
+from multitask_vl.data.store.local_rows import LocalRows
 from multitask_vl.data.store.writer import StoreWriter, write_store
 from multitask_vl.errors import InputError
-from multitask_vl.storage.file_lock import WriterLock
-from tests.store_fixtures import MANIFEST, SHAPE, content, made
+from tests.store_fixtures import MANIFEST, SHAPE, random_features, store_bytes
 
 
 @pytest.fixture
 def features():
-    return made([f"COCO_val2014_{n:012d}" for n in range(40)] + ["straße", "图片"])
+    return random_features([f"COCO_val2014_{n:012d}" for n in range(40)] + ["straße", "图片"])
 
 
 @pytest.fixture
@@ -31,100 +29,103 @@ def path(tmp_path, features):
     return tmp_path / "store.h5"
 
 
+def stack(features, keys):
+    return np.stack([features[key] for key in keys])
+
+
 # ---- writing
 
 
-def test_filling_goes_on_where_it_stopped(tmp_path, path, features):
+def test_writer_resumes_pending_rows(tmp_path, path, features):
     keys = sorted(features)
     other = tmp_path / "other.h5"
     with StoreWriter(other, MANIFEST, keys) as writer:
-        writer.write([4, 1], np.stack([features[keys[4]], features[keys[1]]]).astype("f4"))
+        writer.write([4, 1], stack(features, [keys[4], keys[1]]).astype("f4"))
     with StoreWriter(other, MANIFEST, keys) as writer:
         assert np.flatnonzero(~writer.pending).tolist() == [1, 4]
         assert writer.keys == keys
         for row in np.flatnonzero(writer.pending):
             writer.write([row], features[keys[row]][None])
         assert not writer.pending.any()
-    assert content(other) == content(path)
+    assert store_bytes(other) == store_bytes(path)
 
 
 def _half_written(file, row, block):
-    file._put(block.tobytes()[:40], file.layout.features_at + row * file.layout.row_bytes)
+    file._pwrite(block.tobytes()[:40], file.header.features_offset + row * file.header.row_bytes)
 
 
 def _without_checksum(file, row, block):
-    file._put(block.tobytes(), file.layout.features_at + row * file.layout.row_bytes)
-    file._put(b"\x01", file.layout.done_at + row)
+    file._pwrite(block.tobytes(), file.header.features_offset + row * file.header.row_bytes)
+    file._pwrite(b"\x01", file.header.done_offset + row)
 
 
-def _one_bit(file, row, block):
+def _flipped_bit(file, row, block):
     file.write(row, block)
-    at = file.layout.features_at + row * file.layout.row_bytes + 17
-    file._put(bytes([os.pread(file._descriptor, 1, at)[0] ^ 4]), at)
+    offset = file.header.features_offset + row * file.header.row_bytes + 17
+    file._pwrite(bytes([os.pread(file._descriptor, 1, offset)[0] ^ 4]), offset)
 
 
-@pytest.mark.parametrize(("tear", "noticed"), [(_half_written, False), (_without_checksum, True), (_one_bit, True)])
-def test_a_torn_row_is_redone(tmp_path, path, features, tear, noticed):
+@pytest.mark.parametrize(("tear", "is_done"), [(_half_written, False), (_without_checksum, True), (_flipped_bit, True)])
+def test_torn_row_is_written_again(tmp_path, path, features, tear, is_done):
     keys, torn = sorted(features), tmp_path / "torn.h5"
     shutil.copy(path, torn)
-    file = RowFile(read_layout(torn), writable=True)
-    file.forget(7)
-    tear(file, 7, made(["x"], seed=5)["x"])
+    file = LocalRows(read_local_header(torn), writable=True)
+    file.mark_undone(7)
+    tear(file, 7, random_features(["x"], seed=5)["x"])
     file.close()
     with StoreWriter(torn, MANIFEST, keys) as writer:
         assert np.flatnonzero(writer.pending).tolist() == [7]
-        assert writer.damaged == ([keys[7]] if noticed else [])
+        assert writer.corrupt == ([keys[7]] if is_done else [])
         writer.write([7], features[keys[7]][None])
-    assert content(torn) == content(path)
+    assert store_bytes(torn) == store_bytes(path)
 
 
-def test_a_writer_killed_inside_a_row_leaves_a_store_that_goes_on(tmp_path, path, features, monkeypatch):
+def test_writer_killed_inside_a_row_is_resumed(tmp_path, path, features):
     keys, torn = sorted(features), tmp_path / "torn.h5"
     child = os.fork()
     if child == 0:
         pwrite, calls = os.pwrite, iter(range(1000))
 
-        def killing(descriptor, data, at):
+        def kill_at_40(descriptor, data, offset):
             if next(calls) == 40:
-                pwrite(descriptor, data[: len(data) // 2], at)
+                pwrite(descriptor, data[: len(data) // 2], offset)
                 os.kill(os.getpid(), signal.SIGKILL)
-            return pwrite(descriptor, data, at)
+            return pwrite(descriptor, data, offset)
 
-        os.pwrite = killing
+        os.pwrite = kill_at_40
         with StoreWriter(torn, MANIFEST, keys) as writer:
-            writer.write(range(len(keys)), np.stack([features[key] for key in keys]))
+            writer.write(range(len(keys)), stack(features, keys))
         os._exit(1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     with StoreWriter(torn, MANIFEST, keys) as writer:
         rows = np.flatnonzero(writer.pending)
         assert 0 < len(rows) < len(keys)
-        writer.write(rows, np.stack([features[keys[row]] for row in rows]))
+        writer.write(rows, stack(features, [keys[row] for row in rows]))
     assert torn.read_bytes() == path.read_bytes()
 
 
-def test_new_keys_extend_a_store_as_if_it_had_been_made_in_one_go(tmp_path, path, features):
+def test_grown_store_equals_one_created_with_all_keys(tmp_path, path, features):
     keys, grown = sorted(features), tmp_path / "grown.h5"
     write_store(grown, MANIFEST, {key: features[key] for key in keys[::2]})
-    layout = read_layout(grown)
-    file = RowFile(layout, writable=True)
-    file.forget(0)
-    _one_bit(file, 1, np.ones(SHAPE, "f2"))
+    file = LocalRows(read_local_header(grown), writable=True)
+    file.mark_undone(0)
+    _flipped_bit(file, 1, np.ones(SHAPE, "f2"))
     file.close()
-    (tmp_path / ".grown.h5.growing").write_text("left by a process that was killed")
+    (tmp_path / ".grown.h5.growing").write_text("left by a killed process")
     with StoreWriter(grown, MANIFEST, keys[1::2]) as writer:
-        assert writer.damaged == [keys[2]]
-        assert writer.keys == keys[1:], "key 0 was neither done nor asked for"
-        left = {key for key, pending in zip(writer.keys, writer.pending, strict=True) if pending}
-        assert left == {*keys[1::2], keys[2]}
+        assert writer.corrupt == [keys[2]]
+        assert writer.keys == keys[1:], "key 0 was neither done nor requested"
+        pending = {key for key, is_pending in zip(writer.keys, writer.pending, strict=True) if is_pending}
+        assert pending == {*keys[1::2], keys[2]}
     with StoreWriter(grown, MANIFEST, keys) as writer:
         rows = np.flatnonzero(writer.pending)
         assert {writer.keys[row] for row in rows} == {*keys[1::2], keys[0], keys[2]}
-        writer.write(rows, np.stack([features[writer.keys[row]] for row in rows]))
+        writer.write(rows, stack(features, [writer.keys[row] for row in rows]))
     assert grown.read_bytes() == path.read_bytes()
-    assert sorted(one.name for one in tmp_path.iterdir()) == ["grown.h5", "store.h5"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["grown.h5", "store.h5"]
 
 
-def test_a_store_made_differently_is_not_mixed(path, features):
+def test_writer_rejects_another_manifest(path, features):
     other = MANIFEST.model_copy(update={"image_size": 448, "weights_sha256": "cd" * 32})
     with pytest.raises(InputError) as caught:
         StoreWriter(path, other, features).__enter__()
@@ -137,7 +138,7 @@ def test_a_store_made_differently_is_not_mixed(path, features):
 
 
 @pytest.mark.parametrize("value", [70000.0, np.inf, np.nan])
-def test_numbers_beyond_float16_are_refused(tmp_path, value):
+def test_writer_rejects_values_beyond_float16(tmp_path, value):
     with StoreWriter(tmp_path / "store.h5", MANIFEST, ["a", "b"]) as writer:
         block = np.zeros((2, *SHAPE), "f4")
         block[1, 2, 3] = value
@@ -148,40 +149,40 @@ def test_numbers_beyond_float16_are_refused(tmp_path, value):
     assert len(FeatureStore(tmp_path / "store.h5")) == 0
 
 
-def test_a_full_disk_is_told_and_what_is_stored_is_kept(tmp_path, path, features, monkeypatch):
+def test_full_disk_is_reported_and_stored_rows_are_kept(tmp_path, path, features, monkeypatch):
     keys, store = sorted(features), tmp_path / "full.h5"
-    pwrite, room = os.pwrite, [30]
+    pwrite, remaining = os.pwrite, [30]
 
-    def until_full(descriptor, data, at):
-        room[0] -= 1
-        if room[0] < 0:
+    def until_full(descriptor, data, offset):
+        remaining[0] -= 1
+        if remaining[0] < 0:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return pwrite(descriptor, data[:50], at)  # a short write must be gone on with
+        return pwrite(descriptor, data[:50], offset)  # a short write has to be continued
 
-    monkeypatch.setattr(row_file.os, "pwrite", until_full)
+    monkeypatch.setattr(local_rows.os, "pwrite", until_full)
     with pytest.raises(InputError, match=r"No space left.*kept"), StoreWriter(store, MANIFEST, keys) as writer:
-        writer.write(range(len(keys)), np.stack([features[key] for key in keys]))
+        writer.write(range(len(keys)), stack(features, keys))
     monkeypatch.undo()
     with StoreWriter(store, MANIFEST, keys) as writer:
         rows = np.flatnonzero(writer.pending)
         assert 0 < len(rows) < len(keys)
-        writer.write(rows, np.stack([features[keys[row]] for row in rows]))
-    assert content(store) == content(path)
+        writer.write(rows, stack(features, [keys[row] for row in rows]))
+    assert store_bytes(store) == store_bytes(path)
 
 
-def test_other_write_errors_are_not_mistaken_for_a_full_disk(path, monkeypatch):
+def test_other_write_errors_are_raised_unchanged(path, monkeypatch):
     def broken(*_):
         raise OSError(errno.EIO, "Input/output error")
 
-    file = RowFile(read_layout(path), writable=True)
-    monkeypatch.setattr(row_file.os, "pwrite", broken)
-    monkeypatch.setattr(row_file.os, "fsync", broken)
-    for write in (lambda: file.forget(0), file.sync):
+    file = LocalRows(read_local_header(path), writable=True)
+    monkeypatch.setattr(local_rows.os, "pwrite", broken)
+    monkeypatch.setattr(local_rows.os, "fsync", broken)
+    for write in (lambda: file.mark_undone(0), file.sync):
         with pytest.raises(OSError, match="Input/output"):
             write()
 
 
-def test_a_store_behind_a_link_stays_there(tmp_path, path, features):
+def test_writer_follows_a_symbolic_link(tmp_path, path):
     (tmp_path / "link.h5").symlink_to(path)
     with StoreWriter(tmp_path / "link.h5", MANIFEST, ["new"]) as writer:
         assert len(writer.keys) == 43
@@ -191,84 +192,28 @@ def test_a_store_behind_a_link_stays_there(tmp_path, path, features):
     assert len(FeatureStore(path)) == 42
 
 
-def test_a_place_that_cannot_be_written_is_told(tmp_path, path):
-    with pytest.raises(InputError, match=r"cannot be written .*name another place"):
+def test_unwritable_path_is_reported(tmp_path, path):
+    with pytest.raises(InputError, match=r"cannot be written .*name another path"):
         StoreWriter(path / "inside" / "store.h5", MANIFEST, ["a"]).__enter__()
-    with pytest.raises(InputError, match="a folder, not the file"):
+    with pytest.raises(InputError, match="a folder, not a feature store file"):
         StoreWriter(tmp_path, MANIFEST, ["a"]).__enter__()
 
 
-def test_a_disk_too_small_for_the_store_is_told_beforehand(tmp_path, monkeypatch):
+def test_disk_space_is_checked_before_writing(tmp_path, monkeypatch):
     monkeypatch.setattr(writer.shutil, "disk_usage", lambda _: namedtuple("Usage", "free")(100))
     with pytest.raises(InputError, match=r"needs 0\.00 GB for 2 images"):
         StoreWriter(tmp_path / "store.h5", MANIFEST, ["a", "b"]).__enter__()
     assert list(tmp_path.iterdir()) == []
     monkeypatch.undo()
-    with pytest.raises(InputError, match="no image, no store"):
+    with pytest.raises(InputError, match="there are no images to store"):
         StoreWriter(tmp_path / "store.h5", MANIFEST, []).__enter__()
 
 
-# ---- one writer
-
-
-def test_a_second_writer_is_refused_and_told_who_writes(path, features):
+def test_second_writer_is_rejected_but_readers_are_not(path, features):
     with StoreWriter(path, MANIFEST, features):
         with pytest.raises(InputError, match=f"is being written by process {os.getpid()} on "):
             StoreWriter(path, MANIFEST, features).__enter__()
-        assert len(FeatureStore(path)) == 42, "readers are not kept out"
+        assert len(FeatureStore(path)) == 42
     assert not path.with_name("store.h5.lock").exists()
     with StoreWriter(path, MANIFEST, features) as writer:
         assert not writer.pending.any()
-
-
-def test_a_killed_writer_leaves_no_lock_even_if_its_workers_live_on(tmp_path):
-    store = tmp_path / "store.h5"
-    reading, writing = os.pipe()
-    writer = os.fork()
-    if writer == 0:
-        WriterLock(store).__enter__()
-        worker = os.fork()
-        if worker == 0:
-            time.sleep(30)
-            os._exit(0)
-        os.write(writing, str(worker).encode())
-        time.sleep(30)
-        os._exit(1)
-    worker = int(os.read(reading, 20))
-    try:
-        with pytest.raises(InputError, match=f"process {writer}"):
-            WriterLock(store).__enter__()
-        os.kill(writer, signal.SIGKILL)
-        os.waitpid(writer, 0)
-        assert store.with_name("store.h5.lock").exists(), "the file lies around, but is nobody's"
-        with WriterLock(store):
-            pass
-    finally:
-        os.kill(worker, signal.SIGKILL)
-        os.close(reading)
-        os.close(writing)
-
-
-def test_a_lock_whose_file_vanished_is_taken_anew(tmp_path, monkeypatch):
-    lock, real = WriterLock(tmp_path / "store.h5"), WriterLock._is_current
-    seen = []
-
-    def vanishing(self, descriptor):
-        if not seen:
-            self.lock.unlink()
-        seen.append(real(self, descriptor))
-        return seen[-1]
-
-    monkeypatch.setattr(WriterLock, "_is_current", vanishing)
-    with lock, pytest.raises(InputError):
-        WriterLock(tmp_path / "store.h5").__enter__()
-    assert seen == [False, True]
-
-
-def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch):
-    def unsupported(*_):
-        raise OSError(errno.ENOLCK, "No locks available")
-
-    monkeypatch.setattr("fcntl.flock", unsupported)
-    with pytest.raises(InputError, match="takes no locks"):
-        WriterLock(tmp_path / "store.h5").__enter__()

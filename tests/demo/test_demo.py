@@ -1,16 +1,19 @@
-"""Does the demo answer as the command does, show where the model looked, and keep its page whole in a real browser?"""
+"""Tests of the demo page: answers, attention maps, messages, browser behavior and the command."""
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
-import json
 import os
 import re
 import signal
-import subprocess
 import sys
+import tempfile
+import threading
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
 
@@ -18,36 +21,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
-from multitask_vl.config import load_config
-from multitask_vl.demo.answers import Answers
-from multitask_vl.demo.overlay import draw
+from multitask_vl.demo.answers import AnswerRenderer
+from multitask_vl.demo.overlay import draw_attention
 from multitask_vl.demo.uploads import Limits
 from multitask_vl.inference import Pipeline
-from multitask_vl.inference.attention import attention
-from multitask_vl.methods.artifact.adapter_io import save_adapter
+from multitask_vl.inference.attention import answer_attention
 from tests import tiny_run
 from tests.chromium import Browser
-from tests.demo_server import MISSING, serving
-from tests.drawn_images import DIM, SIDE, TINY, picture, tiny_weights
-from tests.tiny_artifacts import built
-from tests.tiny_models import shaken, tiny_batch, tiny_model
-
-
-def write_adapter(folder: Path, **sections) -> Path:
-    """An adapter whose trunk and tokenizer lie in ``folder``; returns its own folder."""
-    tiny_run.write_files(folder)
-    (folder / "tiny.json").write_text(json.dumps(TINY))
-    save_file(tiny_weights(), folder / "tiny.safetensors")
-    clip = {"model": f"{folder}/tiny.json", "pretrained": f"{folder}/tiny.safetensors", "image_size": SIDE}
-    backbone = {"config": tiny_run.values(folder)["backbone"]["config"] | {"init_std": 0.5}}
-    sections = {"clip": clip, "visual": {"feature_dim": DIM, "pool": None}, "backbone": backbone} | sections
-    config = load_config(tiny_run.write_config(folder, **sections))
-    save_adapter(shaken(built(config)), folder / "run/adapter", config)
-    for name in ("left", "right"):
-        picture(len(name)).save(folder / f"{name}.png")
-    return folder / "run/adapter"
+from tests.demo_server import MISSING, serving, write_adapter
+from tests.tiny_models import perturb, tiny_batch, tiny_model
 
 
 @pytest.fixture(scope="module")
@@ -58,154 +41,191 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def answers(folder) -> Answers:
-    """Two adapters side by side, one of them with a name that is markup."""
+def renderer(folder) -> AnswerRenderer:
+    """Two adapters side by side; the name of one contains markup."""
     pipeline = Pipeline.from_pretrained(folder / "run")
-    return Answers({"one": pipeline, "<b>two</b>": pipeline}, Limits())
+    return AnswerRenderer({"one": pipeline, "<b>two</b>": pipeline}, Limits())
 
 
 @pytest.fixture(scope="module")
-def server(answers, tmp_path_factory):
-    with serving(answers, tmp_path_factory.mktemp("uploads")) as server:
-        yield server
+def server(renderer, tmp_path_factory):
+    with serving(renderer, tmp_path_factory.mktemp("uploads")) as client:
+        yield client
 
 
 @pytest.mark.parametrize("family", ["bart", "t5"])
 @pytest.mark.parametrize("images", [1, 2])
-def test_attention_is_the_library_s(family, images):
-    """Against the weights that the library itself gives, and the model is as before afterwards."""
-    model = shaken(tiny_model("adapter", {"function": "mul"}, family=family))
+def test_answer_attention_equals_transformers(family, images):
+    """The weights are those that transformers returns, and the model is unchanged afterwards."""
+    model = perturb(tiny_model("adapter", {"function": "mul"}, family=family))
     batch = tiny_batch("nlvr2" if images == 2 else "vqa", images, rows=1)
-    words = torch.tensor([False, True, True, False])
+    mask = torch.tensor([False, True, True, False])
     before = model(batch)
-    found = attention(model, batch, batch.labels[:1], words)
+    found = answer_attention(model, batch, batch.labels[:1], mask)
     assert torch.equal(model(batch), before)
     model.lm.set_attn_implementation("eager")
-    with torch.inference_mode(), model.context.of(batch.task):
+    with torch.inference_mode(), model.context.task_scope(batch.task):
         encoded = model.encode(batch)
         out = model.lm(
-            encoder_outputs=(encoded.states,), attention_mask=encoded.kinds, labels=batch.labels, output_attentions=True
+            encoder_outputs=(encoded.hidden_states,),
+            attention_mask=encoded.token_types,
+            labels=batch.labels,
+            output_attentions=True,
         )
-    expected = torch.stack(out.cross_attentions)[:, 0][:, :, words].mean((0, 1, 2))
-    assert (found.layers, found.heads) == torch.stack(out.cross_attentions)[:, 0].shape[:2]
-    assert found.cells.shape == (images, 36)
-    np.testing.assert_allclose(found.cells.ravel(), expected[-36 * images :].numpy(), rtol=1e-4)
-    assert found.on_pictures == pytest.approx(1 - float(expected[: -36 * images].sum()), abs=1e-5)
-    assert attention(model, batch, batch.labels[:1], words & False).on_pictures > 0
+    weights = torch.stack(out.cross_attentions)[:, 0]
+    expected = weights[:, :, mask].mean((0, 1, 2))
+    assert (found.num_layers, found.num_heads) == weights.shape[:2]
+    assert found.weights.shape == (images, 36)
+    np.testing.assert_allclose(found.weights.ravel(), expected[-36 * images :].numpy(), rtol=1e-4)
+    assert found.image_share == pytest.approx(1 - float(expected[: -36 * images].sum()), abs=1e-5)
+    assert answer_attention(model, batch, batch.labels[:1], mask & False).image_share > 0
 
 
-def test_a_map_is_bright_where_attention_is():
-    cells = np.zeros((2, 2))
-    cells[1, 0] = 1.0
-    grey = Image.new("RGB", (80, 40), (120, 120, 120))
-    seen = np.asarray(draw(grey, cells, (0, 1))).sum(-1)
-    assert seen[35, 5] > seen[5, 5] + 150
-    assert seen[35, 5] > seen[35, 75] + 150
-    cropped = np.asarray(draw(grey, cells, (0, 1), crop=True))
-    # outside of the square that the trunk saw nothing is drawn
+def test_overlay_is_bright_where_attention_is_high():
+    weights = np.zeros((2, 2))
+    weights[1, 0] = 1.0
+    gray = Image.new("RGB", (80, 40), (120, 120, 120))
+    brightness = np.asarray(draw_attention(gray, weights, (0, 1))).sum(-1)
+    assert brightness[35, 5] > brightness[5, 5] + 150
+    assert brightness[35, 5] > brightness[35, 75] + 150
+    cropped = np.asarray(draw_attention(gray, weights, (0, 1), crop=True))
+    # nothing is drawn outside the square that the vision encoder sees
     assert (cropped[:, :20] == 120).all()
     assert cropped[35, 25].sum() > cropped[5, 25].sum() + 150
-    assert (np.asarray(draw(grey, cells * 0 + 1, (1, 1))) < 120).all()
+    assert (np.asarray(draw_attention(gray, weights * 0 + 1, (1, 1))) < 120).all()
 
 
 @pytest.mark.parametrize("task", ["vqa", "gqa", "nlvr2", "coco_caption"])
-def test_every_adapter_answers_as_the_command_does(folder, answers, task):
-    wanted, reads_text = answers.tasks[task]
-    paths = [str(folder / f"{name}.png") for name in ("left", "right")][:wanted]
-    text = "is the thing red ?" * reads_text
-    html = answers(task, paths, text)
-    expected = answers.pipelines["one"](paths, task, text)
-    said = [unescape(one) for one in re.findall(r'mvl-text">(.*?)</p>', html)]
-    assert said == [expected or "<em>(it wrote nothing)</em>"] * 2
+def test_page_shows_the_pipelines_answers(folder, renderer, task):
+    num_images, has_text = renderer.tasks[task]
+    paths = [str(folder / f"{name}.png") for name in ("left", "right")][:num_images]
+    text = "is the thing red ?" * has_text
+    html = renderer.render(task, paths, text)
+    expected = renderer.pipelines["one"](paths, task, text)
+    shown = [unescape(answer) for answer in re.findall(r'mvl-text">(.*?)</p>', html)]
+    assert shown == [expected or "<em>(empty answer)</em>"] * 2
     assert re.findall("<h3>(.*?)</h3>", html) == ["one", "&lt;b&gt;two&lt;/b&gt;"]
-    drawn = re.findall(r'src="data:image/jpeg;base64,(.*?)"', html)
-    assert len(drawn) == 2 * wanted
-    for one in drawn:
-        assert Image.open(io.BytesIO(base64.b64decode(one))).size == (80, 48)
-    assert "cross-attention on 2 x 2 cells" in html
+    overlays = re.findall(r'src="data:image/jpeg;base64,(.*?)"', html)
+    assert len(overlays) == 2 * num_images
+    for data in overlays:
+        assert Image.open(io.BytesIO(base64.b64decode(data))).size == (80, 48)
+    assert "Cross-attention of the decoder on a 2 x 2 grid" in html
     assert "weights are random" in html
     assert str(folder) not in html
 
 
-def test_what_is_wrong_with_a_question_is_said(folder, answers):
+def test_page_reports_problems_of_a_question(folder, renderer):
     left = str(folder / "left.png")
-    assert "nlvr2 takes 2 pictures; 1 given" in answers("nlvr2", [left, None], "a thing .")
-    assert "vqa takes 1 picture; none given" in answers("vqa", [None], "what ?")
-    assert "vqa needs a text" in answers("vqa", [left], "  ")
-    assert "no adapter here has a task &#39;&lt;i&gt;&#39;" in answers("<i>", [left], "what ?")
-    long = answers("vqa", [left], "what color is the thing ? " * 8)
-    assert "vqa reads 20" in long
+    assert "nlvr2 takes 2 images, got 1" in renderer.render("nlvr2", [left, None], "a thing .")
+    assert "vqa takes 1 image, got 0" in renderer.render("vqa", [None], "what ?")
+    assert "vqa needs a text" in renderer.render("vqa", [left], "  ")
+    assert "no adapter has a task &#39;&lt;i&gt;&#39;" in renderer.render("<i>", [left], "what ?")
+    long = renderer.render("vqa", [left], "what color is the thing ? " * 8)
+    assert "vqa reads at most 20" in long
     assert "shorten it" in long
-    gone = str(folder / "gone.png")
-    assert "gone.png: not taken: it is not there any more; upload it again" in answers("vqa", [gone], "what ?")
-    assert "upload it again" in answers.preview(gone)
-    assert answers.preview(None) == ""
-    assert "data:image/jpeg" in answers.preview(left)
+    absent = str(folder / "absent.png")
+    assert "absent.png: rejected: the upload has expired" in renderer.render("vqa", [absent], "what ?")
+    assert "upload it again" in renderer.render_preview(absent)
+    assert renderer.render_preview(None) == ""
+    assert "data:image/jpeg" in renderer.render_preview(left)
 
 
-def test_an_adapter_without_the_task_says_so(folder, answers, tmp_path):
+def test_adapter_without_the_task_lists_its_tasks(folder, renderer):
     pipeline = Pipeline.from_pretrained(folder / "run")
     del pipeline.tasks["vqa"]
-    both = Answers({"whole": answers.pipelines["one"], "part": pipeline}, Limits())
-    html = both("vqa", [str(folder / "left.png")], "what ?")
-    assert "has no task vqa; it has gqa, nlvr2, coco_caption" in html
+    both = AnswerRenderer({"all": renderer.pipelines["one"], "part": pipeline}, Limits())
+    html = both.render("vqa", [str(folder / "left.png")], "what ?")
+    assert "this adapter has no task vqa; its tasks: gqa, nlvr2, coco_caption" in html
     assert html.count("mvl-text") == 1
     assert list(both.tasks) == ["gqa", "nlvr2", "coco_caption", "vqa"]
 
 
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_in_a_browser(browser: Browser, server, folder, width):
-    """Asked by hand: task, picture, question, and what comes back; nothing from elsewhere, nothing missing."""
+def test_page_works_in_a_browser(browser: Browser, server, folder, width):
+    """Upload, ask and read the answer; on the wide page also switch tasks. No requests to other hosts."""
     with browser.open(server.base, width) as opened:
         page = opened.page
         page.get_by_role("button", name="Ask").wait_for()
-        assert "weights are random" in page.locator("#mvl-random").inner_text()
+        assert "weights are random" in page.locator("#mvl-warnings").inner_text()
         page.locator("input[type=file]").first.set_input_files(folder / "left.png")
         page.locator(".mvl-preview img").wait_for()
         page.get_by_label("Question or statement").fill("is the thing red ?")
         page.get_by_role("button", name="Ask").click()
         page.locator(".mvl-answer").first.wait_for()
         assert page.locator(".mvl-maps img").count() == 2
-        tops = [one.bounding_box()["y"] for one in page.locator(".mvl-answer").all()]
-        assert (tops[0] == tops[1]) == (width == 1280), "side by side where there is room"
-        page.get_by_label("Task").click()
-        page.get_by_role("option", name="nlvr2").click()
-        page.get_by_text("Picture 2 of 2").wait_for()
-        page.get_by_role("button", name="Ask").click()
-        page.get_by_text("nlvr2 takes 2 pictures; 1 given").wait_for()
-        page.get_by_label("Task").click()
-        page.get_by_role("option", name="coco_caption").click()
-        page.get_by_label("Question or statement").wait_for(state="hidden")
-        page.get_by_role("button", name="Ask").click()
-        page.locator(".mvl-answer").first.wait_for()
-        assert opened.broken_pictures() == []
+        tops = [answer.bounding_box()["y"] for answer in page.locator(".mvl-answer").all()]
+        assert (tops[0] == tops[1]) == (width == 1280), "side by side on a wide page"
+        if width == 1280:
+            page.get_by_label("Task").click()
+            page.get_by_role("option", name="nlvr2").click()
+            page.get_by_text("Image 2 of 2").wait_for()
+            page.get_by_role("button", name="Ask").click()
+            page.get_by_text("nlvr2 takes 2 images, got 1").wait_for()
+            page.get_by_label("Task").click()
+            page.get_by_role("option", name="coco_caption").click()
+            page.get_by_label("Question or statement").wait_for(state="hidden")
+            page.get_by_role("button", name="Ask").click()
+            page.locator(".mvl-answer").first.wait_for()
+        assert opened.broken_images() == []
         assert page.evaluate("document.documentElement.scrollWidth") <= width
-        # the page ends its stream of answers itself when it has them
-        assert [one for one in opened.problems if "/queue/data" not in one] == []
-        assert [one for one in opened.asked if not one.startswith((server.base, "data:"))] == []
+        # the page itself closes its stream of answers
+        assert [problem for problem in opened.problems if "/queue/data" not in problem] == []
+        assert [url for url in opened.requested_urls if not url.startswith((server.base, "data:"))] == []
 
 
-@pytest.mark.slow
-def test_the_program_serves_this_machine_alone_and_leaves_nothing(folder, tmp_path):
+@contextmanager
+def no_running_loop() -> Iterator[None]:
+    """Hide the event loop that playwright's browser keeps running in this thread."""
+    loop = asyncio._get_running_loop()
+    asyncio._set_running_loop(None)
+    try:
+        yield
+    finally:
+        asyncio._set_running_loop(loop)
+
+
+def test_demo_serves_until_sigterm_and_cleans_up(folder, tmp_path, capsys, monkeypatch):
+    """The command listens on this machine only, and deletes its upload folder after SIGTERM."""
     pytest.importorskip("gradio", reason=MISSING)
-    words = ["launch/demo.py", "--adapter", f"mine={folder / 'run'}", "--port", "0"]
-    env = tiny_run.environment(TMPDIR=str(tmp_path), PYTHONUNBUFFERED="1", PYTHONPATH=str(tiny_run.ROOT))
-    with subprocess.Popen(
-        [sys.executable, *words], cwd=tiny_run.ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as running:
-        try:
-            assert "mine: the backbone's frozen weights are random" in running.stdout.readline()
-            address = running.stdout.readline().split()[0]
-            assert address.startswith("http://127.0.0.1:")
-            assert b"gradio" in urllib.request.urlopen(address).read()
-            assert len(list(tmp_path.glob("multitask-vl-demo-*"))) == 1
-        finally:
-            running.send_signal(signal.SIGTERM)
-        assert running.wait(60) == 0, running.stderr.read()
+    from multitask_vl.demo import page
+
+    listening, fetched = threading.Event(), {}
+
+    def listen(host: str, port: int):
+        socket = page_listen(host, port)
+        fetched["address"] = socket.getsockname()
+        listening.set()
+        return socket
+
+    def fetch_then_stop() -> None:
+        assert listening.wait(60)
+        host, port = fetched["address"]
+        fetched["page"] = urllib.request.urlopen(f"http://{host}:{port}/", timeout=60).read()
+        fetched["folders"] = list(tmp_path.glob("multitask-vl-demo-*"))
+        # the server has answered, so its handler is installed
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    page_listen = page.listen
+    monkeypatch.setattr(page, "listen", listen)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    previous = signal.getsignal(signal.SIGTERM)
+    thread = threading.Thread(target=fetch_then_stop)
+    thread.start()
+    try:
+        with no_running_loop():
+            assert tiny_run.launch("demo", "--adapter", f"mine={folder / 'run'}", "--port", "0") in (0, None)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+        thread.join(60)
+    out, err = capsys.readouterr()
+    assert "mine: the backbone's frozen weights are random" in err
+    assert out.startswith(f"http://127.0.0.1:{fetched['address'][1]}/")
+    assert b"gradio" in fetched["page"]
+    assert len(fetched["folders"]) == 1
     assert list(tmp_path.glob("multitask-vl-demo-*")) == []
 
 
-def test_the_program_says_what_it_cannot_do(folder, capsys, monkeypatch):
+def test_demo_command_reports_errors(folder, capsys, monkeypatch):
     adapter = str(folder / "run")
     assert tiny_run.launch("demo", "--adapter", adapter, "--adapter", adapter) == 2
     assert "--adapter first=DIR --adapter second=DIR" in capsys.readouterr().err
@@ -215,7 +235,7 @@ def test_the_program_says_what_it_cannot_do(folder, capsys, monkeypatch):
     capsys.readouterr()
     monkeypatch.setitem(sys.modules, "gradio", None)
     assert tiny_run.launch("demo", "--adapter", adapter) == 2
-    assert "the page needs gradio: pip install" in capsys.readouterr().err
+    assert "the demo needs gradio: pip install" in capsys.readouterr().err
     monkeypatch.undo()
     pytest.importorskip("gradio", reason=MISSING)
     assert tiny_run.launch("demo", "--adapter", adapter, "--host", "203.0.113.1", "--port", "7") == 2

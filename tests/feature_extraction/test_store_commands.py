@@ -1,271 +1,206 @@
-"""Do the commands around stores do what they say: exit codes, short errors, inspection, import of old layouts?"""
+"""Commands `multitask-vl store` inspect, verify, stats and merge."""
 
 import json
 import os
+import signal
 
-import h5py
 import numpy as np
-import pytest
-import yaml
 
-from feature_extraction.maintenance import manage
-from launch import extract_features
-from multitask_vl.data.store.feature_store import FeatureStore, check_manifest
-from multitask_vl.data.store.format import read_layout
-from multitask_vl.data.store.row_file import RowFile
+from feature_extraction.maintenance import merge
+from feature_extraction.maintenance.stats import compute_stats
+from multitask_vl.data.store.feature_store import FeatureStore
+from multitask_vl.data.store.format import create_store, read_local_header
+from multitask_vl.data.store.local_rows import LocalRows
 from multitask_vl.data.store.writer import write_store
-from tests.drawn_images import DIM, SIDE, tiny_config
-from tests.store_fixtures import MANIFEST, made
-
-
-@pytest.fixture
-def config(tmp_path):
-    """A YAML over ten pictures and the tiny trunk."""
-    made_of = json.loads(tiny_config(tmp_path).model_dump_json(include={"data_dir", "clip", "features"}))
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump({**made_of, "visual": {"feature_dim": DIM, "pool": None}}))
-    return path
-
-
-def extract(config, *overrides) -> int:
-    return extract_features.main(["--config", str(config), *overrides])
-
-
-# ---- launch/extract_features.py
-
-
-def test_a_complete_extraction_exits_0_and_says_what_it_made(config, tmp_path, capsys):
-    assert extract(config) == 0
-    said = capsys.readouterr()
-    assert f"{tmp_path / 'features.h5'}: 10 of 10 images (10 new at " in said.out
-    assert "2x2x256 float16" in said.out
-    assert "10/10" in said.err, "the progress bar"
-    assert "img/s" in said.err
-    assert "note:" not in said.out
-    assert extract(config, "visual.feature_dim=512") == 0
-    said = capsys.readouterr().out
-    assert "10 of 10 images (0 new)" in said
-    assert "note: training on this store needs visual.feature_dim=256; the configuration says 512" in said
-
-
-def test_unreadable_images_exit_1_and_are_told(config, tmp_path, capsys):
-    (tmp_path / "images" / "COCO_001.png").write_text("broken")
-    (tmp_path / "images" / "LICENCE").touch()
-    assert extract(config) == 1
-    said = capsys.readouterr().out
-    assert "9 of 10 images" in said
-    assert "1 images could not be read (first: " in said
-    assert f"all of them: {tmp_path / 'failures.jsonl'}" in said
-    assert "1 files in the image folders are no images" in said
-
-
-def test_damage_turned_and_vanished_images_are_told(config, tmp_path, capsys):
-    from PIL import Image
-
-    images = tmp_path / "images"
-    exif = Image.Exif()
-    exif[0x112] = 6
-    with Image.open(images / "COCO_000.jpg") as image:
-        image.save(images / "COCO_000.jpg", exif=exif)
-    assert extract(config) == 0
-    assert "1 images were turned upright" in capsys.readouterr().out
-    layout = read_layout(tmp_path / "features.h5")
-    with (tmp_path / "features.h5").open("r+b") as file:
-        file.seek(layout.features_at + 3 * layout.row_bytes)
-        file.write(b"\xff\x01")
-    (images / "COCO_001.png").unlink()
-    assert extract(config) == 0
-    said = capsys.readouterr().out
-    assert "1 stored rows were damaged and have been redone (first: COCO_003)" in said
-    assert "1 rows of the store have no image" in said
-
-
-def test_bad_input_exits_2_without_a_traceback(config, tmp_path, capsys):
-    assert extract(config, "features.images=[nowhere]") == 2
-    said = capsys.readouterr()
-    assert said.err.startswith("error: features.images: ")
-    assert "Traceback" not in said.err
-    assert extract(config, "clip.image_size=50") == 2
-    (tmp_path / "features.h5").write_text("no store")
-    assert extract(config) == 2
-    assert "not an HDF5 file" in capsys.readouterr().err
-
-
-def test_ctrl_c_says_that_nothing_is_lost(config, capsys, monkeypatch):
-    def interrupted(_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("feature_extraction.command.extract", interrupted)
-    assert extract(config) == 130
-    assert "the same command goes on from here" in capsys.readouterr().err
-
+from tests.feature_extraction.sharded_store import FEATURES, KEYS, break_first_shard, run_store
+from tests.store_fixtures import MANIFEST, SHAPE, corrupt_row, random_features, store_bytes
 
 # ---- inspect and verify
 
 
-def test_inspect_shows_the_manifest(tmp_path, capsys):
-    write_store(tmp_path / "s.h5", MANIFEST.model_copy(update={"weights_sha256": None}), made(["b", "a"]))
-    assert manage.main(["inspect", str(tmp_path / "s.h5")]) == 0
-    told = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines() if "first key" not in line)
-    assert told["rows"] == "2, of which 2 done (100.0 %)"
-    assert told["grid"] == "2 x 3"
-    assert told["encoder"] == "RN101"
-    assert told["weights_sha256"] == "not known"
-    assert told["bytes"].endswith("(96 an image)")
+def test_inspect_prints_manifest_and_size(tmp_path, capsys):
+    write_store(tmp_path / "s.h5", MANIFEST.model_copy(update={"weights_sha256": None}), random_features(["b", "a"]))
+    assert run_store("inspect", tmp_path / "s.h5") == 0
+    lines = capsys.readouterr().out.splitlines()
+    fields = dict(line.split(maxsplit=1) for line in lines if "first key" not in line)
+    assert fields["rows"] == "2, of which 2 done (100.0 %)"
+    assert fields["grid"] == "2 x 3"
+    assert fields["encoder"] == "RN101"
+    assert fields["weights_sha256"] == "unknown"
+    assert fields["bytes"].endswith("(96 per image)")
 
 
-def test_verify_lists_what_is_wrong(tmp_path, capsys):
-    for at in range(2):
-        write_store(tmp_path / f"s-0000{at}-of-00002.h5", MANIFEST, made([f"{n}" for n in range(at, 40, 2)]))
+def test_inspect_describes_shards(shards, tmp_path, capsys):
+    break_first_shard(tmp_path)
+    assert run_store("inspect", shards, "--json") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["rows"], found["done"], found["files"][0]["done"]) == (30, 29, 9)
+    assert found["bytes"] == sum(path.stat().st_size for path in tmp_path.glob("part-*.h5"))
+    assert found["bytes_on_disk"] > 0
+    assert (found["bytes_per_row"], found["manifest"]["encoder"]) == (96, "RN101")
+    assert run_store("inspect", shards) == 0
+    output = capsys.readouterr().out
+    assert "30, of which 29 done (96.7 %)" in output
+    assert "part-00000-of-00003.h5: 9 of 10 done" in output
+
+
+def test_verify_reports_problems_and_the_fix(tmp_path, capsys):
+    for i in range(2):
+        features = random_features([f"{n}" for n in range(i, 40, 2)])
+        write_store(tmp_path / f"s-0000{i}-of-00002.h5", MANIFEST, features)
     store = tmp_path / "s.h5"
-    assert manage.main(["verify", str(store)]) == 0
-    assert "40 of 40 rows are good" in capsys.readouterr().out
-    file = RowFile(read_layout(tmp_path / "s-00000-of-00002.h5"), writable=True)
+    assert run_store("verify", store) == 0
+    assert "40 of 40 rows are valid" in capsys.readouterr().out
+    first = tmp_path / "s-00000-of-00002.h5"
+    rows = LocalRows(read_local_header(first), writable=True)
     for row in range(12):
-        file.forget(row)
-    file._put(b"\x7b\x7b\x7b", file.layout.features_at + 13 * file.layout.row_bytes)
-    file.close()
+        rows.mark_undone(row)
+    rows.close()
+    corrupt_row(first, 13)
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "41.jpg").touch()
     (tmp_path / "images" / "1.jpg").touch()
-    assert manage.main(["verify", str(store), "--images", str(tmp_path / "images")]) == 1
-    said = capsys.readouterr().out
-    assert "27 of 40 rows are good" in said
-    assert "1 rows are damaged (checksum):\n" in said
-    assert "12 rows are not extracted yet:" in said
-    assert "... and 2 more" in said
-    assert "1 images have no row:\n  41\n" in said
-    assert "39 rows belong to images that are not in these folders" in said
-    assert "mend all of this by: python launch/extract_features.py" in said
+    assert run_store("verify", store, "--images", tmp_path / "images") == 1
+    output = capsys.readouterr().out
+    assert "27 of 40 rows are valid" in output
+    assert "1 rows are corrupt (checksum):\n" in output
+    assert "12 rows are not extracted yet:" in output
+    assert "... and 2 more" in output
+    assert "1 images have no row:\n  41\n" in output
+    assert "39 rows belong to images that are not in these folders" in output
+    assert "to fix all of this, run: multitask-vl extract" in output
+    assert run_store("verify", store, "--images", tmp_path / "images", "--json") == 1
+    result = json.loads(capsys.readouterr().out)
+    assert (result["ok"], result["valid"], result["extra_rows"]) == (False, 27, 39)
+    assert (len(result["missing"]), len(result["corrupt"]), result["uncovered"]) == (12, 1, ["41"])
 
 
-def test_verify_of_a_truncated_store_exits_2(tmp_path, capsys):
-    write_store(tmp_path / "s.h5", MANIFEST, made(["a"]))
+def test_verify_truncated_store_exits_2(tmp_path, capsys):
+    write_store(tmp_path / "s.h5", MANIFEST, random_features(["a"]))
     os.truncate(tmp_path / "s.h5", 900)
-    assert manage.main(["verify", str(tmp_path / "s.h5")]) == 2
-    assert "truncated or damaged" in capsys.readouterr().err
+    assert run_store("verify", tmp_path / "s.h5") == 2
+    assert "truncated or corrupt" in capsys.readouterr().err
 
 
-# ---- import
+# ---- stats
 
 
-def per_image(folder, features, dtype="f4"):
-    (folder / "data_clip_RN101_att").mkdir(parents=True)
-    for key, value in features.items():
-        with h5py.File(folder / "data_clip_RN101_att" / f"{key}.h5", "w") as file:
-            file[f"{key}/features"] = value.astype(dtype)
-    return folder
-
-
-def one_file(folder, features, dtype="f4"):
-    folder.mkdir()
-    with h5py.File(folder / "big.h5", "w") as file:
-        for key, value in features.items():
-            file[f"{key}/features"] = value.astype(dtype)
-            file[f"{key}/boxes"] = np.zeros((6, 4))
-    return folder / "big.h5"
-
-
-@pytest.mark.parametrize("layout", [per_image, one_file])
-@pytest.mark.parametrize("shape", [(4, 8), (2, 2, 8), (1, 4, 8), (1, 8), (2, 3, 8)])
-def test_both_old_layouts_become_a_store(config, tmp_path, capsys, layout, shape):
+def test_stats_list_suspicious_rows(tmp_path, capsys):
     rng = np.random.default_rng(0)
-    features = {f"COCO_val2014_{n}": rng.standard_normal(shape).astype("f2") for n in range(5)}
-    source = layout(tmp_path / "old", features)
-    (tmp_path / "old" / "README.txt").touch()
-    assert manage.main(["import", str(source), str(tmp_path / "new.h5"), "--config", str(config)]) == 0
-    said = capsys.readouterr().out
-    assert "new.h5: 5 of 5 images" in said
-    assert f"on the word of {config}: made by tiny with weights tiny.safetensors at {SIDE} px (squash)" in said
-    assert ("left behind: boxes of 5 images" in said) == (layout is one_file)
-    store = FeatureStore(tmp_path / "new.h5")
-    assert store.manifest.grid == {4: (2, 2), 1: (1, 1), 6: (2, 3)}[int(np.prod(shape[:-1]))]
-    for key, value in features.items():
-        np.testing.assert_array_equal(store.get(key), value.reshape(-1, 8))
-    clip, visual = tiny_config(tmp_path).clip, manage.load_config(config).visual
-    assert check_manifest(store.manifest, clip, visual.model_copy(update={"feature_dim": 8})) == []
-    assert store.manifest.activation is None, "nobody can know"
+    features = {f"{n:03d}": rng.standard_normal(SHAPE).astype("f2") for n in range(60)}
+    for row in features.values():
+        row[:, 3] = 0
+    features["010"] = np.zeros(SHAPE, "f2")
+    features["011"] = np.tile(features["012"][:1], (SHAPE[0], 1))
+    features["013"] = features["014"]
+    features["015"] *= 100
+    write_store(tmp_path / "s.h5", MANIFEST, features)
+    rows = LocalRows(read_local_header(tmp_path / "s.h5"), writable=True)
+    rows.write(20, np.full(SHAPE, np.nan, "<f2"))
+    rows.close()
+    corrupt_row(tmp_path / "s.h5", 21)
+    assert run_store("stats", tmp_path / "s.h5", "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found["ok"] is False
+    assert (found["all_zero"], found["constant"], found["nonfinite"]) == (["010"], ["011"], ["020"])
+    assert (found["duplicates"], next(iter(found["outliers"]))) == ([["013", "014"]], "015")
+    assert (found["corrupt"], found["rows"], found["rows_read"], found["zero_channels"]) == (["021"], 60, 59, [3])
+    valid = np.stack([row for key, row in features.items() if key not in ("020", "021")]).astype(np.float64)
+    np.testing.assert_allclose(found["channel_means"], valid.mean((0, 1)), atol=1e-6)
+    np.testing.assert_allclose(found["channel_stds"], valid.std((0, 1)), rtol=1e-6)
+    np.testing.assert_allclose(found["zero_fractions"], (valid == 0).mean((0, 1)))
+    assert (found["min"], found["max"]) == (valid.min(), valid.max())
+    assert run_store("stats", tmp_path / "s.h5") == 1
+    output = capsys.readouterr().out
+    for line in (
+        "59 of 60 rows read, 8 channels", "1 rows are all zeros:\n  010", "1 rows are constant",
+        "1 rows have values that are not finite", "  015: ", "1 channels are zero everywhere (first: 3)", "  013, 014",
+    ):  # fmt: skip
+        assert line in output
 
 
-def test_what_the_configuration_says_of_imported_features_is_recorded(config, tmp_path, capsys):
-    source = per_image(tmp_path / "old", {str(n): np.zeros(8, "f2") for n in range(3)})
-    made = yaml.safe_load(config.read_text())
-    made["clip"] |= {"layer": "pooled", "mean": [0.5, 0.5, 0.5], "std": [0.25, 0.25, 0.25]}
-    config.write_text(yaml.safe_dump(made))
-    assert manage.main(["import", str(source), str(tmp_path / "new.h5"), "--config", str(config)]) == 0
-    manifest, loaded = FeatureStore(tmp_path / "new.h5").manifest, manage.load_config(config)
-    assert (manifest.layer, manifest.mean, manifest.std) == ("pooled", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
-    assert (
-        check_manifest(manifest, loaded.clip, loaded.visual.model_copy(update={"feature_dim": 8, "pool": None})) == []
-    )
+def test_stats_of_valid_empty_and_all_zero_stores(shards, tmp_path, capsys):
+    assert run_store("stats", shards) == 0
+    assert compute_stats(shards, sample=7).rows_read == 7
+    assert run_store("stats", shards, "--sample", 0) == 2
+    create_store(tmp_path / "new.h5", MANIFEST, ["a"])
+    assert run_store("stats", tmp_path / "new.h5") == 2
+    assert "no row has features yet" in capsys.readouterr().err
+    write_store(tmp_path / "zeros.h5", MANIFEST, {"a": np.zeros(SHAPE)})
+    assert run_store("stats", tmp_path / "zeros.h5") == 1
 
 
-@pytest.mark.parametrize(("layer", "pool", "made"), [("pooled", None, "1x1"), ("grid", [1, 2], "1x2")])
-def test_features_that_are_not_the_configured_cells_are_refused(config, tmp_path, capsys, layer, pool, made):
-    source = per_image(tmp_path / "old", {"1": np.zeros((4, 8), "f2")})
-    stated = yaml.safe_load(config.read_text())
-    stated["clip"] |= {"layer": layer, "pool": pool}
-    config.write_text(yaml.safe_dump(stated))
-    assert manage.main(["import", str(source), str(tmp_path / "new.h5"), "--config", str(config)]) == 2
-    assert f"are 2x2 cells; clip.layer={layer}" in (said := capsys.readouterr().err)
-    assert f"make {made}; correct these two" in said
+# ---- merge
+
+
+def test_merged_shards_equal_one_store(shards, tmp_path, capsys):
+    create_store(tmp_path / "merged.h5", MANIFEST, KEYS)
+    opened_before = FeatureStore(tmp_path / "merged.h5")
+    assert run_store("merge", shards, tmp_path / "merged.h5") == 0
+    assert "merged.h5: 30 of 30 rows done, 30 copied now" in capsys.readouterr().out
+    write_store(tmp_path / "expected.h5", MANIFEST, FEATURES)
+    assert (tmp_path / "merged.h5").read_bytes() == (tmp_path / "expected.h5").read_bytes()
+    assert run_store("merge", shards, tmp_path / "merged.h5") == 0
+    assert "30 of 30 rows done, 0 copied now" in capsys.readouterr().out
+    assert opened_before.missing(KEYS) == KEYS, "a reader keeps the rows that were done when it opened the store"
+    assert FeatureStore(tmp_path / "merged.h5").missing(KEYS) == []
+
+
+def test_merge_copies_equal_rows_once_and_rejects_conflicts(shards, tmp_path, capsys):
+    write_store(tmp_path / "more.h5", MANIFEST, {**random_features(["new"]), "004": FEATURES["004"]})
+    assert run_store("merge", shards, tmp_path / "more.h5", tmp_path / "merged.h5") == 0
+    assert "31 of 31 rows done, 31 copied now; 1 images are in several stores" in capsys.readouterr().out
+    write_store(tmp_path / "conflict.h5", MANIFEST, {"004": FEATURES["004"] + 1, "005": FEATURES["005"] + 1})
+    assert run_store("merge", shards, tmp_path / "conflict.h5", tmp_path / "other.h5") == 2
+    assert "2 images have different features in two stores (first: 004 in" in capsys.readouterr().err
+    assert not (tmp_path / "other.h5").exists()
+
+
+def test_merge_leaves_undone_and_corrupt_rows_pending(shards, tmp_path, capsys):
+    break_first_shard(tmp_path)
+    create_store(tmp_path / "planned.h5", MANIFEST, ["000", "later"])
+    assert run_store("merge", tmp_path / "planned.h5", shards, tmp_path / "merged.h5") == 1
+    output = capsys.readouterr().out
+    assert "28 of 31 rows done" in output
+    assert "1 rows are corrupt in their store (checksum) and are not done here:\n  006\n" in output
+    assert "extract the missing rows: " in output
+    store = FeatureStore(tmp_path / "merged.h5")
+    assert store.missing([*KEYS, "later"]) == ["003", "006", "later"]
+    np.testing.assert_array_equal(store.get("000"), FEATURES["000"])
+
+
+def test_merge_reports_unusable_stores(shards, tmp_path, capsys):
+    write_store(tmp_path / "other.h5", MANIFEST.model_copy(update={"resize": "crop"}), random_features(["x"]))
+    for args, message in (
+        ((shards, tmp_path / "other.h5", tmp_path / "new.h5"), "made differently. resize: squash, not crop"),
+        ((shards, shards), "shards of this name exist"),
+        ((tmp_path / "other.h5", tmp_path / "other.h5"), "is one of the stores to merge"),
+        ((tmp_path / "gone.h5", tmp_path / "new.h5"), "no such feature store"),
+    ):
+        assert run_store("merge", *args) == 2
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "new.h5").exists()
 
 
-@pytest.mark.parametrize("layout", [per_image, one_file])
-def test_what_cannot_be_imported_is_listed_and_the_rest_goes_on_later(config, tmp_path, capsys, monkeypatch, layout):
-    monkeypatch.setattr("feature_extraction.maintenance.import_features.BATCH", 2)
-    features = {str(n): np.full((4, 8), n, "f2") for n in range(7)}
-    source = layout(tmp_path / "old", {**features, "3": np.zeros((9, 8)), "5": np.zeros((4, 9))})
-    broken = source / "data_clip_RN101_att" / "6.h5" if layout is per_image else source
-    if layout is per_image:
-        broken.write_bytes(broken.read_bytes()[:200])
-        with h5py.File(source / "8.h5", "w") as file:
-            file["8/features"] = "text"
-    else:
-        with h5py.File(broken, "r+") as file:
-            del file["6/features"]
-            del file["3/features"]
-            file["3/features"] = h5py.Empty("f4")
-            file["8/features"] = "text"
-    command = ["import", str(source), str(tmp_path / "new.h5"), "--config", str(config)]
-    assert manage.main(command) == 1
-    said = capsys.readouterr().out
-    assert "4 of 8 images" in said
-    assert "4 images could not be imported:" in said
-    assert "  5: features of shape (4, 9), not (4, 8)" in said
-    assert "  8: 8/features is no array of numbers" in said
-    assert FeatureStore(tmp_path / "new.h5").keys() == ["0", "1", "2", "4"]
-    assert manage.main(command) == 1
-    assert "4 of 8 images" in capsys.readouterr().out
+def test_killed_merge_is_resumed(shards, tmp_path, capsys):
+    args = ["merge", shards, tmp_path / "merged.h5"]
+    child = os.fork()
+    if child == 0:
+        checked_rows, remaining = merge.checked_rows, [12]
 
+        def kill_after_12(*args):
+            for row in checked_rows(*args):
+                if not remaining[0]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                remaining[0] -= 1
+                yield row
 
-def test_a_source_without_features_is_refused(config, tmp_path, capsys):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "text.h5").write_text("text")
-    with h5py.File(tmp_path / "flat.h5", "w") as file:
-        file["features"] = np.zeros((3, 4))
-    with h5py.File(tmp_path / "bare.h5", "w") as file:
-        file["1/boxes"] = np.zeros((3, 4))
-    with h5py.File(tmp_path / "odd.h5", "w") as file:
-        file["1/features"] = np.zeros((5, 8))
-    per_image(tmp_path / "twice" / "a", {"1": np.zeros((4, 8))})
-    per_image(tmp_path / "twice" / "b", {"1": np.zeros((4, 8))})
-    for source, said in {
-        "gone": "neither a folder of KEY.h5 files nor an HDF5 file",
-        "empty": "holds no KEY.h5 files",
-        "text.h5": "cannot be read as HDF5",
-        "flat.h5": "holds no groups",
-        "bare.h5": "none of 1 images has features (first: no dataset 1/features)",
-        "odd.h5": "features of shape (5, 8) (first image: 1) are no square grid",
-        "twice": "image key 1 stands for two files",
-    }.items():
-        assert manage.main(["import", str(tmp_path / source), str(tmp_path / "new.h5"), "--config", str(config)]) == 2
-        assert said in capsys.readouterr().err
-    assert not (tmp_path / "new.h5").exists()
-
-
-def test_imported_numbers_beyond_float16_are_refused(config, tmp_path, capsys):
-    source = one_file(tmp_path / "old", {"1": np.full((4, 8), 1e5)})
-    assert manage.main(["import", str(source), str(tmp_path / "new.h5"), "--config", str(config)]) == 2
-    assert "do not fit float16 (first: 1)" in capsys.readouterr().err
+        merge.checked_rows = kill_after_12
+        run_store(*args)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert len(FeatureStore(tmp_path / "merged.h5")) == 12
+    assert run_store(*args) == 0
+    assert "30 of 30 rows done, 18 copied now" in capsys.readouterr().out
+    write_store(tmp_path / "expected.h5", MANIFEST, FEATURES)
+    assert store_bytes(tmp_path / "merged.h5") == store_bytes(tmp_path / "expected.h5")

@@ -1,4 +1,4 @@
-"""Which methods stand beside each other, and which are refused, why?"""
+"""Combinations of methods: which can be installed together, and which are rejected."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from multitask_vl.methods.artifact.adapter_io import load_adapter, save_adapter
 from multitask_vl.models.build import build_model
 from multitask_vl.registry import METHODS
 from tests import tiny_run
-from tests.tiny_models import FAMILIES, loss_of, shaken, tiny_batch, tiny_config
+from tests.tiny_models import FAMILIES, loss_of, perturb, tiny_batch, tiny_config
 
 TOGETHER = [
     ("adapter", "prompt"),
@@ -29,82 +29,81 @@ def combined(*names: str, family: str = "bart"):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("names", TOGETHER, ids="+".join)
-def test_methods_that_make_sense_together_combine(names, family, tmp_path):
+def test_compatible_methods_combine(names, family, tmp_path):
     config = combined(*names, family=family)
-    model = shaken(build_model(config).eval())
-    adding = {name for name in names if name != "bitfit"}
-    assert set(model.components()) == {"language_model", "visual_embedding"} | adding
+    model = perturb(build_model(config).eval())
+    components = {name for name in names if name != "bitfit"}
+    assert set(model.parameter_breakdown()) == {"language_model", "visual_embedding"} | components
     loss_of(model, tiny_batch()).backward()
     for method in model.methods:
-        added = [*method.added, *method.trains()]
-        assert added
-        assert any(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in added)
+        trained = [*method.new_parameters, *method.trainable_base_parameters()]
+        assert trained
+        assert any(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in trained)
     save_adapter(model, tmp_path, config)
     other = build_model(config).eval()
     load_adapter(other, tmp_path)
     assert torch.equal(other(tiny_batch()), model(tiny_batch()))
 
 
-def test_each_of_two_does_what_it_does_alone():
-    """Prompts are embeddings before the text whether or not an adapter stands behind the layers."""
-    both, alone = (build_model(config).eval() for config in (combined("frozen"), combined("prompt")))
+def test_prompt_works_the_same_with_an_adapter():
+    bare, alone = (build_model(config).eval() for config in (combined("frozen"), combined("prompt")))
     batch = tiny_batch()
-    assert both.encode(batch).states.shape[1] + 5 == alone.encode(batch).states.shape[1]
+    assert bare.encode(batch).hidden_states.shape[1] + 5 == alone.encode(batch).hidden_states.shape[1]
     model = build_model(combined("adapter", "prompt")).eval()
-    assert model.encode(batch).states.shape == alone.encode(batch).states.shape
+    assert model.encode(batch).hidden_states.shape == alone.encode(batch).hidden_states.shape
 
 
 @pytest.mark.parametrize(
-    ("names", "why"),
+    ("names", "reason"),
     [
-        (("adapter", "compacter"), "adapter and compacter take the same place in a layer"),
-        (("adapter", "vl_pet", "modex"), "adapter and vl_pet and modex take the same place"),
+        (("adapter", "compacter"), "adapter and compacter act at the same place"),
+        (("adapter", "vl_pet", "modex"), "adapter and vl_pet and modex act at the same place"),
         (("hyperformer", "parallel_adapter"), "keep one of them"),
         (("full", "lora"), '"full" cannot be combined'),
         (("adapter", "frozen"), '"frozen" cannot be combined'),
-        (("lora", "lora"), '"lora" is named 2 times'),
+        (("lora", "lora"), '"lora" is listed 2 times'),
     ],
     ids=lambda value: "+".join(value) if isinstance(value, tuple) else "",
 )
-def test_others_are_refused_with_the_reason(names, why):
-    with pytest.raises(InputError, match=why):
+def test_incompatible_methods_are_rejected(names, reason):
+    with pytest.raises(InputError, match=reason):
         build_model(combined(*names))
 
 
-def test_methods_without_bottleneck_refuse_routing_by_name():
+def test_methods_without_bottleneck_reject_routing():
     without = [name for name in METHODS.names() if not METHODS.get(name).routable]
     assert {"prompt", "bitfit", "full", "frozen"} <= set(without)
     for name in without:
-        with pytest.raises(InputError, match=f"method {name} has no bottleneck in which to route"):
+        with pytest.raises(InputError, match=f"method {name} has no bottleneck to route"):
             build_model(tiny_config(name, {"function": "mul"}))
 
 
-def test_a_list_in_yaml_is_a_list_of_methods(tmp_path):
+def test_yaml_list_is_a_list_of_methods(tmp_path):
     path = tiny_run.write_config(tmp_path)
-    config = load_config(path, ["method=[{name: adapter, rank: 4}, {name: prompt, length: 3}]"])
+    config = load_config(path, ["method=[{name: adapter, rank: 4}, {name: prompt, num_tokens: 3}]"])
     assert [one.name for one in config.method] == ["adapter", "prompt"]
     config = load_config(path, ["method=[lora, {name: bitfit}]"])
     assert config.method == [METHODS.get(name).Config(name=name) for name in ("lora", "bitfit")]
     assert load_config(path, ["method=frozen"]).method[0].name == "frozen"
-    for words in (["method=lora", "method.rank=2"], ["method.rank=2", "method=lora"]):
-        (one,) = load_config(path, words).method
+    for overrides in (["method=lora", "method.rank=2"], ["method.rank=2", "method=lora"]):
+        (one,) = load_config(path, overrides).method
         assert (one.name, one.rank) == ("lora", 2)
-    _, prompt = load_config(path, ["method=[adapter, prompt]", "method.1.length=7"]).method
-    assert (prompt.name, prompt.length) == ("prompt", 7)
+    _, prompt = load_config(path, ["method=[adapter, prompt]", "method.1.num_tokens=7"]).method
+    assert (prompt.name, prompt.num_tokens) == ("prompt", 7)
     own = tmp_path / "own.yaml"
     own.write_text(f"compose: [{path.name}]\nmethod: [adapter, promt]\n")
     with pytest.raises(InputError, match=r"own.yaml:2: method.1.name: got 'promt'; did you mean 'prompt'\?"):
         load_config(own)
 
 
-def test_what_is_pretrained_is_the_language_model_s_own():
+def test_trainable_base_parameters_are_pretrained():
     model = build_model(combined("adapter", "bitfit"))
-    trained = {id(parameter): name for name, parameter in model.trainable().items()}
-    own = {trained[id(parameter)] for parameter in model.pretrained()}
+    trained = {id(parameter): name for name, parameter in model.trainable_parameters().items()}
+    own = {trained[id(parameter)] for parameter in model.trainable_base_parameters()}
     assert own
     assert all("norm" in name or name.endswith("bias") for name in own)
     others = set(trained.values()) - own
     assert {name.split(".")[0] for name in others} == {"lm", "visual"}
     assert all(name.startswith("visual.") or ".down." in name or ".up." in name for name in others)
     full = build_model(tiny_config("full"))
-    assert {id(p) for p in full.pretrained()} == {id(p) for p in full.lm.parameters()}
+    assert {id(p) for p in full.trainable_base_parameters()} == {id(p) for p in full.lm.parameters()}

@@ -1,16 +1,15 @@
-"""Are two processes one, for every method, sharing, routing function and backbone?"""
+"""Gradients of two processes equal those of one, for every method and setting."""
 
 import json
 import subprocess
 import sys
 
 from tests import tiny_run
-from tests.ddp_gradients import IN_SHARDS
-from tests.method_cases import CASES
+from tests.method_cases import ALL_METHODS, BART_SETTINGS, CASES
 
 
 def test_two_processes_have_the_gradients_of_one():
-    """Also with frozen weights in shards. One pair of gloo processes for all cases: what takes time is starting it."""
+    """With DDP and with FSDP. One pair of gloo processes runs all cases, since starting it is expensive."""
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "tests.ddp_gradients"]
     done = subprocess.run(
         [sys.executable, *command], cwd=tiny_run.ROOT, env=tiny_run.environment(),
@@ -18,12 +17,12 @@ def test_two_processes_have_the_gradients_of_one():
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout.splitlines()[-1])
-    assert found["world"] == 2
-    assert set(found["differences"]) == {case.label for case in CASES}
-    # rounding reaches 2e-4 where noise goes through the cubic mm1; a wrong share of the batch would be a half
-    wrong = {label: values for label, values in found["differences"].items() if not values["data"] < 1e-3}
-    assert not wrong
-    shards = {case.label: found["differences"][case.label]["shards"] for case in IN_SHARDS}
-    assert {case.method for case in IN_SHARDS} == {case.method for case in CASES}
-    assert {case.method for case in IN_SHARDS if shards[case.label] is None} == {"full"}
-    assert not {label: value for label, value in shards.items() if value is not None and not value < 1e-3}
+    assert found["world_size"] == 2
+    assert set(found["differences"]) == {case.label for case in BART_SETTINGS}
+    assert {(case.family, case.method) for case in ALL_METHODS} == {(case.family, case.method) for case in CASES}
+    # rounding errors reach 2e-4 where noise passes the cubic mm1; a wrong share of the batch would be a half
+    ddp = {label: values["ddp"] for label, values in found["differences"].items()}
+    assert not {label: value for label, value in ddp.items() if not value < 1e-3}
+    fsdp = {case: found["differences"][case.label]["fsdp"] for case in ALL_METHODS}
+    assert {case.method for case in ALL_METHODS if fsdp[case] is None} == {"full"}
+    assert not {case.label: value for case, value in fsdp.items() if value is not None and not value < 1e-3}

@@ -1,4 +1,4 @@
-"""Does the library peft load what we export for it, and compute the same?"""
+"""Export to peft: the library loads the files and computes the same logits."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from multitask_vl.errors import InputError
 from multitask_vl.methods.artifact.peft_export import export_peft
 from multitask_vl.models.build import build_model
 from multitask_vl.models.seq2seq import VLSeq2Seq
-from tests.tiny_models import FAMILIES, shaken, tiny_batch, tiny_config, tiny_model
+from tests.tiny_models import FAMILIES, perturb, tiny_batch, tiny_config, tiny_model
 
 
 def logits(lm, batch, decoder_input_ids) -> torch.Tensor:
-    """Of the language model without pictures [B, T, V]."""
+    """Logits of the language model without images [B, T, V]."""
     with torch.no_grad():
         return lm(
             input_ids=batch.input_ids, attention_mask=batch.attention_mask, decoder_input_ids=decoder_input_ids
@@ -26,7 +26,7 @@ def logits(lm, batch, decoder_input_ids) -> torch.Tensor:
 
 def our_logits(model: VLSeq2Seq, decoder_input_ids) -> torch.Tensor:
     batch = tiny_batch()
-    with model.context.of(batch.task):
+    with model.context.task_scope(batch.task):
         return logits(model.lm, batch, decoder_input_ids)
 
 
@@ -42,7 +42,7 @@ def our_logits(model: VLSeq2Seq, decoder_input_ids) -> torch.Tensor:
 )
 def test_peft_computes_the_same_logits(tmp_path, family, settings, bias):
     peft = pytest.importorskip("peft", reason="peft is not installed: pip install peft")
-    model = shaken(tiny_model("lora", family=family, **settings))
+    model = perturb(tiny_model("lora", family=family, **settings))
     export_peft(model, tmp_path / "export")
     tiny_model(family=family).lm.save_pretrained(tmp_path / "base")
     base = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "base").eval()
@@ -55,7 +55,7 @@ def test_peft_computes_the_same_logits(tmp_path, family, settings, bias):
     config = loaded.peft_config["default"]
     assert (config.r, config.lora_alpha, config.bias) == (16, model.methods[0].config.alpha, bias)
     assert (config.lora_dropout, config.task_type) == (model.methods[0].config.dropout, "SEQ_2_SEQ_LM")
-    # what peft would save of it is what it was given
+    # peft would save the tensors that it loaded
     saved = set(peft.get_peft_model_state_dict(loaded)) - {"base_model.model.final_logits_bias"}
     written = set(load_file(tmp_path / "export" / "adapter_model.safetensors"))
     tables = {name for name in written if "relative_attention_bias" in name}
@@ -63,8 +63,8 @@ def test_peft_computes_the_same_logits(tmp_path, family, settings, bias):
     assert written - saved == tables, "peft does not train T5's position tables, but it loads them"
 
 
-def test_what_peft_does_not_know_lies_beside(tmp_path):
-    model = shaken(tiny_model("lora"))
+def test_export_has_visual_embedding_in_extra_file(tmp_path):
+    model = perturb(tiny_model("lora"))
     export_peft(model, tmp_path)
     visual = load_file(tmp_path / "visual_embedding.safetensors")
     assert visual.keys() == model.visual.state_dict().keys()
@@ -78,7 +78,7 @@ def test_what_peft_does_not_know_lies_beside(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("method", "routing", "settings", "why"),
+    ("method", "routing", "settings", "reason"),
     [
         ("lora", {"function": "mul"}, {}, "routed LoRA"),
         ("lora", {}, {"mapping": "split"}, "split LoRA"),
@@ -87,21 +87,21 @@ def test_what_peft_does_not_know_lies_beside(tmp_path):
         ("bitfit", {}, {}, "this model has bitfit"),
     ],
 )
-def test_what_is_no_plain_lora_is_refused(tmp_path, method, routing, settings, why):
-    with pytest.raises(InputError, match=f"peft export: .*{why}"):
+def test_export_rejects_other_than_plain_lora(tmp_path, method, routing, settings, reason):
+    with pytest.raises(InputError, match=f"peft export: .*{reason}"):
         export_peft(tiny_model(method, routing, **settings), tmp_path / "export")
     assert not (tmp_path / "export").exists()
 
 
-def test_lora_beside_another_method_is_refused(tmp_path):
+def test_export_rejects_lora_with_another_method(tmp_path):
     one, two = tiny_config("lora"), tiny_config("adapter")
     model = build_model(one.model_copy(update={"method": [*one.method, *two.method]}))
     with pytest.raises(InputError, match="this model has lora, adapter"):
         export_peft(model, tmp_path)
 
 
-def test_a_folder_with_something_in_it_is_left_alone(tmp_path):
-    (tmp_path / "adapter_config.json").write_text("mine")
-    with pytest.raises(InputError, match="there is something already"):
+def test_export_to_non_empty_folder_is_rejected(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("other")
+    with pytest.raises(InputError, match="already exists"):
         export_peft(tiny_model("lora"), tmp_path)
-    assert [path.read_text() for path in tmp_path.iterdir()] == ["mine"]
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["other"]

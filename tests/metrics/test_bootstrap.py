@@ -1,46 +1,46 @@
-"""Do bootstrap intervals come out as theory and a plain resampling say, the same every time?"""
+"""Bootstrap confidence intervals: agreement with theory and plain resampling, and reproducibility."""
 
 import numpy as np
 import pytest
 
 from multitask_vl.metrics import bootstrap
-from multitask_vl.metrics.bootstrap import interval_of_mean
+from multitask_vl.metrics.bootstrap import bootstrap_mean_ci
 
 
-def test_a_share_has_the_binomial_interval():
-    found = interval_of_mean([0.0] * 160 + [100.0] * 240, "questions", resamples=20_000)
-    spread = 1.96 * 100 * np.sqrt(0.6 * 0.4 / 400)
-    assert found.low == pytest.approx(60 - spread, abs=0.3)
-    assert found.high == pytest.approx(60 + spread, abs=0.3)
-    assert found.as_json() == {"interval": [found.low, found.high], "level": 95, "resampled": "questions"}
+def test_bootstrap_of_binary_values_equals_binomial_interval():
+    found = bootstrap_mean_ci([0.0] * 160 + [100.0] * 240, "questions", resamples=20_000)
+    half_width = 1.96 * 100 * np.sqrt(0.6 * 0.4 / 400)
+    assert found.low == pytest.approx(60 - half_width, abs=0.3)
+    assert found.high == pytest.approx(60 + half_width, abs=0.3)
+    assert found.as_json() == {"interval": [found.low, found.high], "level": 95, "unit": "questions"}
 
 
-def test_it_is_what_drawing_one_by_one_gives():
+def test_bootstrap_equals_plain_resampling():
     values = np.random.default_rng(1).gamma(1.5, 60, size=300)
-    drawn = np.random.default_rng(2).choice(values, size=(20_000, 300)).mean(1)
-    found = interval_of_mean(values, "images", resamples=20_000, level=90)
-    assert (found.low, found.high) == pytest.approx(np.percentile(drawn, [5, 95]), abs=0.5)
+    means = np.random.default_rng(2).choice(values, size=(10_000, 300)).mean(1)
+    found = bootstrap_mean_ci(values, "images", resamples=10_000, level=90)
+    assert (found.low, found.high) == pytest.approx(np.percentile(means, [5, 95]), abs=0.5)
     assert found.level == 90
 
 
-def test_it_covers_the_truth_as_often_as_it_says():
+def test_bootstrap_covers_true_mean_at_its_level():
     rng, covered = np.random.default_rng(3), 0
     for _ in range(400):
-        found = interval_of_mean(100.0 * (rng.random(200) < 0.7), "items")
+        found = bootstrap_mean_ci(100.0 * (rng.random(200) < 0.7), "items")
         covered += found.low <= 70 <= found.high
     assert 0.91 < covered / 400 < 0.985
 
 
-def test_the_same_seed_gives_the_same_in_any_order_and_in_pieces(monkeypatch):
+def test_bootstrap_is_reproducible_in_any_order_and_chunks(monkeypatch):
     values = np.random.default_rng(4).normal(50, 20, size=500)
-    found = interval_of_mean(values, "images")
-    assert interval_of_mean(values[::-1], "images") == found
-    assert interval_of_mean(values, "images", seed=1) != found
-    monkeypatch.setattr(bootstrap, "_DRAWN_AT_ONCE", 37 * 500)
-    assert interval_of_mean(values, "images") == found
+    found = bootstrap_mean_ci(values, "images")
+    assert bootstrap_mean_ci(values[::-1], "images") == found
+    assert bootstrap_mean_ci(values, "images", seed=1) != found
+    monkeypatch.setattr(bootstrap, "_MAX_CHUNK_ELEMENTS", 37 * 500)
+    assert bootstrap_mean_ci(values, "images") == found
 
 
 @pytest.mark.parametrize("values", [[40.0], [30.0] * 7])
-def test_where_nothing_differs_it_has_no_width(values):
-    found = interval_of_mean(values, "items")
+def test_bootstrap_of_equal_values_has_zero_width(values):
+    found = bootstrap_mean_ci(values, "items")
     assert (found.low, found.high) == pytest.approx((values[0], values[0]))

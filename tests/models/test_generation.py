@@ -1,4 +1,4 @@
-"""Does generation give the library's own ids, and compute only the rows that it must?"""
+"""Generation returns the ids of transformers and computes only the rows that need work."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from transformers import LogitsProcessor, NoRepeatNGramLogitsProcessor
 
 from multitask_vl.config.schema import DecodingConfig
 from multitask_vl.models.decoding import generation, logits, shared_kv_attention
-from multitask_vl.models.kernels.chunked_cross_entropy import Head
-from tests.tiny_models import FAMILIES, shaken, tiny_batch, tiny_model
+from multitask_vl.models.kernels.chunked_cross_entropy import LMHead
+from tests.tiny_models import FAMILIES, perturb, tiny_batch, tiny_model
 
-BEAM = DecodingConfig(kind="beam", num_beams=4, max_length=9)
+BEAM = DecodingConfig(mode="beam", num_beams=4, max_length=9)
 BOTH = pytest.mark.parametrize("family", FAMILIES)
 
 
 class EndsAt(LogitsProcessor):
-    """Every row of example i ends when it has ``lengths[i]`` tokens, the start and the end among them, not before."""
+    """Ends every row of example i when it has exactly ``lengths[i]`` tokens, including start and end token."""
 
     def __init__(self, lengths, end):
         self.lengths, self.end = torch.tensor(lengths), end
@@ -31,51 +31,51 @@ class EndsAt(LogitsProcessor):
 
 @torch.no_grad()
 def generated(model, batch, decoding, lengths=None, share=True):
-    """Ids, and how many rows the decoder saw in each step."""
+    """Generated ids, and the number of (decoder, encoder) rows in each step."""
     rows, lm = [], model.lm
-    decoder = model.family.decoder(lm)
+    decoder = model.backbone.decoder(lm)
     handle = decoder.register_forward_pre_hook(
         lambda _, args, kwargs: rows.append((len(kwargs["input_ids"]), len(kwargs["encoder_hidden_states"]))),
         with_kwargs=True,
     )
-    with model.context.of(batch.task):
+    with model.context.task_scope(batch.task):
         encoded = model.encode(batch)
-        head = model.family.head(lm)
+        head = model.backbone.lm_head(lm)
         processors = [EndsAt(lengths, lm.config.eos_token_id)] if lengths else []
-        settings = model._generation(decoding)
+        settings = model._generation_config(decoding)
         ids = generation.generate(
-            lm, decoder, head, model.context, encoded.states, encoded.kinds, settings, processors, share
+            lm, decoder, head, model.context, encoded.hidden_states, encoded.token_types, settings, processors, share
         )
     handle.remove()
     return ids, rows
 
 
-def model_of(family, **more):
-    return shaken(tiny_model("adapter", {"function": "mm1"}, family=family, **more))
+def routed_model(family, **more):
+    return perturb(tiny_model("adapter", {"function": "mm1"}, family=family, **more))
 
 
 @BOTH
-@pytest.mark.parametrize("lengths", [[4, 9, 6], [5, 5, 5], [3, 8, 8]])
+@pytest.mark.parametrize("lengths", [[4, 9, 6], [5, 5, 5]])
 @pytest.mark.parametrize("kind", ["greedy", "beam"])
-def test_finished_examples_fall_away_and_nothing_else_changes(family, lengths, kind):
-    model, decoding = model_of(family), BEAM.model_copy(update={"kind": kind})
+def test_generation_drops_finished_examples(family, lengths, kind):
+    model, decoding = routed_model(family), BEAM.model_copy(update={"mode": kind})
     ids, rows = generated(model, tiny_batch(), decoding, lengths)
     plain, every = generated(model, tiny_batch(), decoding, lengths, share=False)
     assert torch.equal(ids, plain)
     beams = 4 if kind == "beam" else 1
     assert every == [(3 * beams, 3 * beams)] * len(every)
-    left = [sum(length > step for length in lengths) for step in range(1, max(lengths))]
-    expected = [(3, 3)] + [(beams * n, n) for n in left[1:]]
+    unfinished = [sum(length > step for length in lengths) for step in range(1, max(lengths))]
+    expected = [(3, 3)] + [(beams * n, n) for n in unfinished[1:]]
     if kind == "beam" and family == "bart" and max(lengths) == 9:
-        # BART's beams end at the last place in any case: one example is computed, and nobody looks at it
+        # BART's end token is forced at the last position: one example is computed, and its result is not used
         expected[-1] = (beams, 1)
     assert rows == expected
 
 
 @BOTH
-def test_nothing_falls_away_where_only_the_library_knows_when_a_search_is_over(family):
+def test_generation_keeps_rows_without_early_stopping(family):
     decoding = BEAM.model_copy(update={"early_stopping": False})
-    model = model_of(family)
+    model = routed_model(family)
     ids, rows = generated(model, tiny_batch(), decoding, [4, 8, 6])
     plain, every = generated(model, tiny_batch(), decoding, [4, 8, 6], share=False)
     assert torch.equal(ids, plain)
@@ -92,20 +92,20 @@ def test_nothing_falls_away_where_only_the_library_knows_when_a_search_is_over(f
         {"no_repeat_ngram_size": 1, "length_penalty": 2.0},
         {"early_stopping": False, "length_penalty": 0.0},
         {"max_length": 2},
-        {"kind": "greedy", "num_beams": 1, "max_length": 12},
+        {"mode": "greedy", "num_beams": 1, "max_length": 12},
     ],
     ids=str,
 )
-def test_every_setting_gives_the_librarys_ids(family, changes):
-    model, decoding = model_of(family), BEAM.model_copy(update=changes)
-    for batch in (tiny_batch(images=2), tiny_batch(rows=1), tiny_batch("nlvr2", rows=2)):
+def test_generation_settings_give_transformers_ids(family, changes):
+    model, decoding = routed_model(family), BEAM.model_copy(update=changes)
+    for batch in (tiny_batch(images=2), tiny_batch("nlvr2", rows=1)):
         ids, _ = generated(model, batch, decoding)
         assert torch.equal(ids, generated(model, batch, decoding, share=False)[0])
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
 @pytest.mark.parametrize("length", [1, 2, 3, 9])
-def test_the_tokens_that_would_repeat_are_the_librarys(size, length):
+def test_no_repeated_ngram_equals_transformers(size, length):
     generator = torch.Generator().manual_seed(length)
     ids = torch.randint(3, (50, length), generator=generator)
     scores = torch.randn(50, 4, generator=generator)
@@ -114,20 +114,20 @@ def test_the_tokens_that_would_repeat_are_the_librarys(size, length):
     assert bool(expected.isinf().any()) or length <= size
 
 
-@pytest.mark.parametrize("at_once", [1, 7, 10**6])
-def test_the_vocabulary_in_pieces_is_the_whole(at_once, monkeypatch):
-    monkeypatch.setitem(logits.WORDS_AT_ONCE, "cpu", at_once)
+@pytest.mark.parametrize("chunk", [1, 7, 10**6])
+def test_chunked_logits_equal_full_product(chunk, monkeypatch):
+    monkeypatch.setitem(logits.VOCAB_CHUNK, "cpu", chunk)
     generator = torch.Generator().manual_seed(0)
-    head = Head(torch.randn(30, 4, generator=generator), torch.randn(30, generator=generator))
+    head = LMHead(torch.randn(30, 4, generator=generator), torch.randn(30, generator=generator))
     hidden = torch.randn(6, 1, 4, generator=generator)
-    scores = logits.NextToken(head, 3, 2)
-    scores.take(hidden, torch.arange(3))
-    torch.testing.assert_close(scores(None, None), head.scores(hidden[:, 0]).log_softmax(-1))
+    scores = logits.ChunkedLogits(head, 3, 2)
+    scores.capture_hidden(hidden, torch.arange(3))
+    torch.testing.assert_close(scores(None, None), head.logits(hidden[:, 0]).log_softmax(-1))
 
 
 @BOTH
-def test_another_attention_generates_as_the_library_does(family):
-    model = model_of(family)
+def test_eager_attention_generates_without_sharing(family):
+    model = routed_model(family)
     expected, _ = generated(model, tiny_batch(), BEAM)
     model.lm.set_attn_implementation("eager")
     ids, rows = generated(model, tiny_batch(), BEAM)
@@ -135,23 +135,23 @@ def test_another_attention_generates_as_the_library_does(family):
     assert set(rows) == {(12, 12)}
 
 
-def test_a_call_leaves_nothing_behind_even_if_it_fails():
-    model = model_of("bart")
-    lm, decoder = model.lm, model.family.decoder(model.lm)
+def test_failed_generation_removes_hooks():
+    model = routed_model("bart")
+    lm, decoder = model.lm, model.backbone.decoder(model.lm)
     hooks = [len(one._forward_pre_hooks) + len(one._forward_hooks) for one in (lm, decoder)]
     handle = lm.lm_head.register_forward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         model.generate(tiny_batch(), BEAM)
     handle.remove()
     assert [len(one._forward_pre_hooks) + len(one._forward_hooks) for one in (lm, decoder)] == hooks
-    assert lm.config._attn_implementation == shared_kv_attention.KERNEL
+    assert lm.config._attn_implementation == shared_kv_attention.BASE_IMPL
     assert model.generate(tiny_batch(), BEAM).shape[0] == 3
 
 
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("length", [1, 3])
-def test_shared_keys_are_repeated_keys(bias, masked, length):
+def test_shared_kv_equals_repeated_kv(bias, masked, length):
     generator = torch.Generator().manual_seed(0)
     draw = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
     query, key, value = draw(6, 2, length, 4), draw(2, 2, 5, 4), draw(2, 2, 5, 4)
@@ -159,8 +159,8 @@ def test_shared_keys_are_repeated_keys(bias, masked, length):
     more = {"position_bias": draw(1, 2, 1, 5).expand(-1, -1, length, -1)} if bias else {}
     module = torch.nn.Module()
     module.is_causal = False
-    shared, _ = shared_kv_attention.attend(module, query, key, value, mask, **more)
+    shared, _ = shared_kv_attention.shared_kv_sdpa(module, query, key, value, mask, **more)
     key, value = key.repeat_interleave(3, 0), value.repeat_interleave(3, 0)
     mask = mask if mask is None else mask.repeat_interleave(3, 0)
-    repeated, _ = shared_kv_attention.attend(module, query, key, value, mask, **more)
+    repeated, _ = shared_kv_attention.shared_kv_sdpa(module, query, key, value, mask, **more)
     torch.testing.assert_close(shared, repeated)

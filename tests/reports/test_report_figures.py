@@ -1,69 +1,55 @@
-"""Are curves, pictures and the gallery what the numbers say, and does the command write the whole page?"""
+"""Tests of learning curves, images and galleries, and of the report command."""
 
 import base64
 import io
-import json
 from pathlib import Path
 
 import pytest
-import yaml
 from PIL import Image
 
-from multitask_vl.reports import __main__ as command
-from multitask_vl.reports.curves import loss_panels, score_panels, smoothed, thinned
+from multitask_vl.cli.main import main
+from multitask_vl.errors import InputError
+from multitask_vl.reports.curves import downsample, loss_panels, score_panels, smooth
 from multitask_vl.reports.gallery import choose, gallery
-from multitask_vl.reports.images import LONGEST_SIDE, embed, find_pictures, picture_folders
-from multitask_vl.reports.page import write_report
+from multitask_vl.reports.html import write_page
+from multitask_vl.reports.images import MAX_SIDE, embed_image, find_images, image_folders
 from multitask_vl.reports.run import Prediction, read_run
-from tests.reports.run_folders import HEADLINES
-
-
-def edit_json(path: Path, change) -> None:
-    value = json.loads(path.read_text())
-    change(value)
-    path.write_text(json.dumps(value))
-
-
-def edit_yaml(path: Path, change) -> None:
-    value = yaml.safe_load(path.read_text())
-    change(value)
-    path.write_text(yaml.safe_dump(value, sort_keys=False))
-
+from tests.reports.run_folders import PRIMARY_METRICS
 
 # ---- curves
 
 
-def test_curves_are_short_and_follow_the_numbers():
+def test_downsample_and_smooth_keep_means_and_steps():
     points = [(step, float(step % 7)) for step in range(10_000)]
-    short = thinned(points, 400)
+    short = downsample(points, 400)
     assert len(short) == 400
     assert sum(v for _, v in short) / 400 == pytest.approx(sum(v for _, v in points) / 10_000)
-    assert smoothed([(1, 0.0), (2, 3.0), (3, 0.0)]) == [(1, 1.5), (2, 1.0), (3, 1.5)]
-    assert [step for step, _ in smoothed(points)] == [step for step, _ in points]
+    assert smooth([(1, 0.0), (2, 3.0), (3, 0.0)]) == [(1, 1.5), (2, 1.0), (3, 1.5)]
+    assert [step for step, _ in smooth(points)] == [step for step, _ in points]
 
 
-def test_panels_say_in_words_what_they_draw(place, copy):
-    folder = copy("full")
+def test_panel_summaries_describe_curves(base, copy_run):
+    folder = copy_run("full")
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(
-            '{"step": 600, "split": "report", "scores": {"vqa": 99.9}}\n{"step": 601, "task": "late", "loss": 4}\n'
+            '{"step": 600, "split": "test", "scores": {"vqa": 99.9}}\n{"step": 601, "task": "late", "loss": 4}\n'
         )
-        file.write('{"step": 600, "split": "tune", "scores": {"vqa": 12.3}}\n')
+        file.write('{"step": 600, "split": "val", "scores": {"vqa": 12.3}}\n')
         file.write('{"step": 601, "task": "vqa", "loss": NaN}\n{"step": 601, "event": "other"}\n')
-    runs = {"this <run>": read_run(folder), "blind": read_run(place / "runs" / "blind")}
+    runs = {"this <run>": read_run(folder), "control": read_run(base / "runs" / "shuffled")}
     losses, scores = loss_panels(runs), score_panels(runs)
-    assert [panel.title for panel in losses] == [*HEADLINES, "late"]
-    assert losses[-1].summary == "this <run>: 4.00 at step 601; blind: none logged"
-    assert list(scores) == ["tune"]
-    vqa = scores["tune"][0]
-    assert "to 12.3 at step 600; blind: " in vqa.summary
+    assert [panel.title for panel in losses] == [*PRIMARY_METRICS, "late"]
+    assert losses[-1].summary == "this <run>: 4.00 at step 601; control: none logged"
+    assert list(scores) == ["val"]
+    vqa = scores["val"][0]
+    assert "to 12.3 at step 600; control: " in vqa.summary
     assert "Score of vqa by step. this &lt;run&gt;:" in vqa.svg
     assert "nan" not in losses[0].summary
     assert "var(--series-0)" in vqa.svg
     assert "#0a0b" not in vqa.svg
 
 
-# ---- pictures and gallery
+# ---- images and galleries
 
 
 def predictions(scores) -> list[Prediction]:
@@ -73,7 +59,7 @@ def predictions(scores) -> list[Prediction]:
     ]
 
 
-def test_the_gallery_mixes_right_and_wrong_and_draws_the_same_each_time():
+def test_choose_balances_scores_and_is_deterministic():
     rows = predictions([0.0] * 5 + [100.0] * 95)
     chosen = choose(rows, 12)
     assert [p.score for p in chosen].count(0.0) == 5
@@ -85,78 +71,77 @@ def test_the_gallery_mixes_right_and_wrong_and_draws_the_same_each_time():
     assert choose([], 12) == []
 
 
-def test_gallery_items_carry_what_a_reader_needs(place):
-    run = read_run(place / "runs" / "full")
-    shelves = {shelf.task: shelf for shelf in gallery(run, "report", 6, picture_folders(run))}
-    assert all(len(shelf.items) == 6 and 0 < shelf.below < 6 for shelf in shelves.values())
-    pair = shelves["nlvr2"].items[0]
-    assert [pair.caption(i).split(", ")[1] for i in (0, 1)] == ["left of the pair", "right of the pair"]
-    assert (shelves["nlvr2"].wide, shelves["vqa"].wide, shelves["vqa"].brief) == (True, False, True)
-    assert {item.verdict for item in shelves["vqa"].items} <= {"right", "partly", "wrong"}
-    assert {item.verdict for item in shelves["coco_caption"].items} == {None}
-    assert sum(times for _, times in shelves["vqa"].items[0].references) == 10
+def test_gallery_items_have_verdicts_and_references(base):
+    run = read_run(base / "runs" / "full")
+    groups = {group.task: group for group in gallery(run, "test", 6, image_folders(run))}
+    assert all(len(group.items) == 6 and 0 < group.below < 6 for group in groups.values())
+    pair = groups["nlvr2"].items[0]
+    assert [pair.alt_text(i).split(", ")[1] for i in (0, 1)] == ["left of the pair", "right of the pair"]
+    assert (groups["nlvr2"].has_pairs, groups["vqa"].has_pairs, groups["vqa"].fits_narrow_cards) == (True, False, True)
+    assert {item.verdict for item in groups["vqa"].items} <= {"right", "partly", "wrong"}
+    assert {item.verdict for item in groups["coco_caption"].items} == {None}
+    assert sum(count for _, count in groups["vqa"].items[0].references) == 10
 
 
-def test_pictures_are_made_small_and_faults_are_told(tmp_path):
+def test_embed_image_resizes_and_reports_problems(tmp_path):
     Image.new("RGBA", (1000, 500), (0, 0, 0, 0)).save(tmp_path / "wide.png")
-    picture = embed("wide", tmp_path / "wide.png")
-    assert (picture.width, picture.height) == (LONGEST_SIDE, LONGEST_SIDE // 2)
-    assert picture.uri.startswith("data:image/jpeg;base64,")
+    image = embed_image("wide", tmp_path / "wide.png")
+    assert (image.width, image.height) == (MAX_SIDE, MAX_SIDE // 2)
+    assert image.uri.startswith("data:image/jpeg;base64,")
     Image.new("I;16", (4, 4), 51_400).save(tmp_path / "deep.png")
-    with Image.open(io.BytesIO(base64.b64decode(embed("deep", tmp_path / "deep.png").uri.split(",")[1]))) as deep:
+    with Image.open(io.BytesIO(base64.b64decode(embed_image("deep", tmp_path / "deep.png").uri.split(",")[1]))) as deep:
         assert abs(deep.getpixel((0, 0))[0] - 200) <= 2
     (tmp_path / "circle").symlink_to(tmp_path)
-    assert find_pictures([tmp_path], {"deep", "gone"}) == {"deep": tmp_path / "deep.png"}
-    (tmp_path / "broken.png").write_bytes(b"not a picture")
-    assert embed("broken", tmp_path / "broken.png").problem == "unreadable (UnidentifiedImageError)"
-    assert embed("gone", None).problem == "not found"
+    assert find_images([tmp_path], {"deep", "missing"}) == {"deep": tmp_path / "deep.png"}
+    (tmp_path / "broken.png").write_bytes(b"not an image")
+    assert embed_image("broken", tmp_path / "broken.png").problem == "unreadable (UnidentifiedImageError)"
+    assert embed_image("missing", None).problem == "not found"
 
 
-def test_picture_folders_start_where_the_data_is(place, copy, monkeypatch, tmp_path):
+def test_image_folders_are_found_above_run(base, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    folder = place / "runs" / "full"
-    run = read_run(folder)
-    assert picture_folders(run) == [place / "world" / "images"]
+    run = read_run(base / "runs" / "full")
+    assert image_folders(run) == [base / "world" / "images"]
     run.config["data_dir"] = "world"
-    assert picture_folders(run) == [place / "world" / "images"]
+    assert image_folders(run) == [base / "world" / "images"]
     run.config["data_dir"] = "elsewhere"
-    assert picture_folders(run) == [Path("elsewhere/images")]
-    run.config["data_dir"] = str(place / "world")
+    assert image_folders(run) == [Path("elsewhere/images")]
 
 
 # ---- the command
 
 
-def test_the_command_writes_the_page_and_prints_the_scores(place, copy, capsys):
-    folder = copy("full")
-    assert command.main([str(folder), "--control", str(place / "runs" / "blind"), "--items", "2"]) == 0
+def test_report_command_writes_page_and_prints_scores(base, copy_run, capsys):
+    folder = copy_run("full")
+    assert main(["report", str(folder), "--control", str(base / "runs" / "shuffled"), "--items", "2"]) == 0
     out = capsys.readouterr().out
     assert out.startswith(f"report: {folder / 'report.html'}\n")
     assert "difference" in out
-    assert (folder / "report.html").read_text().startswith("<!doctype html>")
+    page = (folder / "report.html").read_text()
+    assert page.startswith("<!doctype html>")
+    assert "<p>95 % interval" not in page
     assert [path.name for path in folder.glob(".*")] == []
 
 
-def test_the_command_refuses_bad_input_without_a_traceback(place, copy, capsys, tmp_path):
-    folder = str(copy("full"))
-    for arguments, told in [
-        ([folder, "--control", str(place / "runs" / "seed43")], "is not a blind control"),
+def test_report_command_rejects_bad_input(base, copy_run, capsys, tmp_path):
+    folder = str(copy_run("full"))
+    for arguments, message in [
+        ([folder, "--control", str(base / "runs" / "seed43")], "is not a shuffled-image control"),
         ([folder, "--items", "-1"], "--items: got -1"),
-        ([folder, "--split", "test"], "no split 'test'"),
-        ([folder, "--out", str(tmp_path / "no" / "page.html")], "Run: mkdir -p"),
-        ([str(tmp_path / "nowhere")], "there is no such run folder"),
+        ([folder, "--split", "dev"], "no split 'dev'"),
+        ([str(tmp_path / "missing")], "run folder not found"),
     ]:
-        assert command.main(arguments) == 2
-        assert told in capsys.readouterr().err
+        assert main(["report", *arguments]) == 2
+        assert message in capsys.readouterr().err
     assert not (Path(folder) / "report.html").exists()
 
 
-def test_a_failed_write_leaves_the_old_page(copy, monkeypatch):
-    folder = copy("full")
-    write_report(folder, items=0)
-    before = (folder / "report.html").read_text()
+def test_write_page_keeps_old_page_on_failure(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="Run: mkdir -p"):
+        write_page(tmp_path / "missing" / "page.html", "new")
+    page = write_page(tmp_path / "page.html", "old")
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        write_report(folder, items=1)
-    assert (folder / "report.html").read_text() == before
-    assert list(folder.glob(".report*")) == []
+        write_page(page, "new")
+    assert page.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [page]

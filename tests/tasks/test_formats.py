@@ -1,4 +1,4 @@
-"""Are the layouts that people have beside the official ones read: LXMERT's lists, Visual Genome, A-OKVQA, shards?"""
+"""Annotation formats other than the official ones: LXMERT's lists, Visual Genome, A-OKVQA, shards."""
 
 import gzip
 import json
@@ -6,12 +6,14 @@ import json
 import numpy as np
 import pytest
 
-from multitask_vl.data.example_table import compiled, made_from
+from multitask_vl.data.example_table import load_table, table_provenance
 from multitask_vl.errors import InputError
 from tests.task_files import karpathy_file, make, read, vqa_files, write
 
-TEN = [{"answer": one, "answer_confidence": "yes", "answer_id": n} for n, one in enumerate(["net"] * 7 + ["web"] * 3)]
-LISTED = {
+TEN = [
+    {"answer": answer, "answer_confidence": "yes", "answer_id": n} for n, answer in enumerate(["net"] * 7 + ["web"] * 3)
+]
+LXMERT = {
     "answer_type": "other",
     "img_id": "COCO_val2014_000000000007",
     "label": {"web": 0.9, "net": 1, "": 0.3},
@@ -33,23 +35,23 @@ def annotations(folder, *ids, name="annotations.json"):
 # ---- VQA
 
 
-def test_a_list_of_lxmert_is_read_by_its_content(tmp_path):
-    (tmp_path / "v2_OpenEnded_questions.json").write_bytes(gzip.compress(json.dumps([LISTED]).encode()))
+def test_lxmert_list_is_detected_by_content(tmp_path):
+    (tmp_path / "v2_OpenEnded_questions.json").write_bytes(gzip.compress(json.dumps([LXMERT]).encode()))
     task = make("vqa", tmp_path, questions="v2_OpenEnded_questions.json")
     (example,) = read(task)
-    assert (example.id, example.images, example.text) == ("7001", (LISTED["img_id"],), LISTED["sent"])
-    # the highest score first, and a blank answer is no target
+    assert (example.id, example.images, example.text) == ("7001", (LXMERT["img_id"],), LXMERT["sent"])
+    # the highest score first, and a blank answer is not a target
     assert (example.answers, example.scores) == (("net", "web"), (1.0, 0.9))
     assert example.meta == {}
 
 
-def test_a_list_takes_human_answers_from_annotations_of_more_questions_than_it_has(tmp_path):
-    items = [LISTED, {**LISTED, "question_id": 7002, "label": {}}]
+def test_lxmert_list_accepts_superset_annotations(tmp_path):
+    items = [LXMERT, {**LXMERT, "question_id": 7002, "label": {}}]
     listed = write(tmp_path, "minival.json", items)
-    said = annotations(tmp_path, 7000, 7002, 7001, 7003)
-    examples = {e.id: e for e in read(make("vqa", tmp_path, questions=listed, annotations=said))}
+    superset = annotations(tmp_path, 7000, 7002, 7001, 7003)
+    examples = {e.id: e for e in read(make("vqa", tmp_path, questions=listed, annotations=superset))}
     assert set(examples) == {"7001", "7002"}
-    # targets stay the list's own, which are those of the published answer list; the ten answers are for the score
+    # targets come from the list, which has the published answers; the ten human answers are for scoring
     assert (examples["7001"].answers, examples["7002"].answers) == (("net", "web"), ())
     assert examples["7001"].meta["answers"] == ["net"] * 7 + ["web"] * 3
     twice = annotations(tmp_path, 7001, 7002, 7001, name="twice.json")
@@ -59,36 +61,36 @@ def test_a_list_takes_human_answers_from_annotations_of_more_questions_than_it_h
         read(make("vqa", tmp_path, questions=listed, annotations=annotations(tmp_path, 7001)))
 
 
-def test_lists_of_vl_t5_hold_their_human_answers(tmp_path):
-    listed = write(tmp_path, "karpathy_test.json", [{**LISTED, "answers": TEN, "is_topk_optimal": True}])
+def test_vl_t5_list_has_human_answers(tmp_path):
+    listed = write(tmp_path, "karpathy_test.json", [{**LXMERT, "answers": TEN, "is_topk_optimal": True}])
     (example,) = read(make("vqa", tmp_path, questions=listed))
     assert example.answers == ("net", "web")
     assert example.meta["answers"] == ["net"] * 7 + ["web"] * 3
     assert (example.meta["answer_type"], example.meta["question_type"]) == ("other", "what is this")
 
 
-def test_a_test_list_hides_its_answers(tmp_path):
+def test_lxmert_test_list_has_no_labels(tmp_path):
     hidden = {"img_id": "COCO_test2015_000000000016", "question_id": 16000, "sent": "What is it?"}
     (example,) = read(make("vqa", tmp_path, questions=write(tmp_path, "test.json", [hidden])))
     assert (example.answers, example.meta) == ((), {})
-    mixed = write(tmp_path, "mixed.json", [hidden, LISTED])
+    mixed = write(tmp_path, "mixed.json", [hidden, LXMERT])
     with pytest.raises(InputError, match="some have none: 1 of 2"):
         read(make("vqa", tmp_path, questions=mixed))
 
 
-def test_questions_without_a_target_are_counted(tmp_path):
-    listed = write(tmp_path, "train.json", [LISTED, {**LISTED, "question_id": 2, "label": {}}])
+def test_vqa_unanswerable_questions_are_kept_or_dropped(tmp_path):
+    listed = write(tmp_path, "train.json", [LXMERT, {**LXMERT, "question_id": 2, "label": {}}])
     write(tmp_path, "answers.json", ["web"])
     options = {"answer_list": "answers.json"}
-    table = compiled(make("vqa", tmp_path, task_options=options, questions=listed), "s", tmp_path / "cache")
+    table = load_table(make("vqa", tmp_path, task_options=options, questions=listed), "s", tmp_path / "cache")
     assert table["answers"][:] == [["web"], []]
-    assert made_from(table)["remarks"] == {"questions without a target, kept with weight 0": 1}
-    task = make("vqa", tmp_path, without_target="leave_out", questions=listed)
+    assert table_provenance(table)["warnings"] == {"questions without a target, kept with weight 0": 1}
+    task = make("vqa", tmp_path, unanswerable="drop", questions=listed)
     assert [e.id for e in read(task)] == ["7001"]
-    assert task.remarks["s"] == {"questions without a target, left out": 1}
+    assert task.warnings["s"] == {"questions without a target, dropped": 1}
 
 
-def test_items_select_by_their_own_split(tmp_path):
+def test_vqa_subset_selects_by_split_field(tmp_path):
     files = vqa_files(tmp_path)
     questions = json.loads((tmp_path / "q.json").read_text())
     for item, split in zip(questions["questions"], ("train", "valid", "valid"), strict=True):
@@ -99,7 +101,7 @@ def test_items_select_by_their_own_split(tmp_path):
         read(make("vqa", tmp_path, subset=["dev"], **files))
 
 
-def test_visual_genome_is_one_more_source(tmp_path):
+def test_visual_genome_is_read_next_to_official_files(tmp_path):
     files = vqa_files(tmp_path)
     write(tmp_path, "question_answers.json", GENOME)
     sources = [files["questions"], "question_answers.json"]
@@ -112,7 +114,7 @@ def test_visual_genome_is_one_more_source(tmp_path):
     assert (first.images, first.answers) == (("VG_0000001",), ("The sun.",))
 
 
-def test_visual_genome_does_not_bring_pictures_of_other_splits(tmp_path):
+def test_visual_genome_drops_images_of_other_karpathy_splits(tmp_path):
     files = {**vqa_files(tmp_path, 4), "karpathy": karpathy_file(tmp_path)}
     write(tmp_path, "question_answers.json", GENOME)
     # Karpathy's file has 0 train, 1 restval, 2 val, 3 and 4 test
@@ -121,12 +123,12 @@ def test_visual_genome_does_not_bring_pictures_of_other_splits(tmp_path):
     files["questions"] = [files["questions"], "question_answers.json"]
     task = make("vqa", tmp_path, "train", visual_genome={"image_data": "image_data.json"}, **files)
     assert [e.id for e in read(task, "train")] == ["vg-10", "vg-32", "vg-43", "10", "11"]
-    assert list(task.remarks["train"].values()) == [1]
-    with pytest.raises(InputError, match=r"which is not known: 4 in all.*Set visual_genome.image_data"):
+    assert list(task.warnings["train"].values()) == [1]
+    with pytest.raises(InputError, match=r"it is unknown which: 4 in all.*Set visual_genome.image_data"):
         read(make("vqa", tmp_path, "train", **files), "train")
 
 
-def test_a_okvqa_is_a_list_with_official_names(tmp_path):
+def test_aokvqa_list_has_official_field_names(tmp_path):
     item = {"split": "val", "image_id": 872, "question_id": "gYU", "question": "Why?", "direct_answers": ["so"] * 10}
     task = make("vqa", tmp_path, questions=write(tmp_path, "a.json", [item]), image_key="{image_id:012d}")
     (example,) = read(task)
@@ -134,8 +136,8 @@ def test_a_okvqa_is_a_list_with_official_names(tmp_path):
     assert len(example.meta["answers"]) == 10
 
 
-def test_a_key_is_made_of_the_item_s_own_fields(tmp_path):
-    listed = write(tmp_path, "train.json", [LISTED])
+def test_image_key_requires_fields_of_the_item(tmp_path):
+    listed = write(tmp_path, "train.json", [LXMERT])
     with pytest.raises(InputError, match=r"image_key '{image_id:012d}' names {image_id}, which the item does not have"):
         read(make("vqa", tmp_path, questions=listed, image_key="{image_id:012d}"))
     with pytest.raises(InputError, match="karpathy selects by image_id, which the item does not have"):
@@ -145,7 +147,7 @@ def test_a_key_is_made_of_the_item_s_own_fields(tmp_path):
 # ---- GQA, NLVR2
 
 
-def test_gqa_lists_of_lxmert(tmp_path):
+def test_gqa_reads_lxmert_list(tmp_path):
     item = {"img_id": "n161313", "label": {"yes": 1.0}, "question_id": "201307251", "sent": "Is it overcast?"}
     listed = write(tmp_path, "testdev.json", [item])
     (example,) = read(make("gqa", tmp_path, questions=listed))
@@ -156,11 +158,11 @@ def test_gqa_lists_of_lxmert(tmp_path):
     assert example.answers == ()
     for label in ({"yes": 0.5}, {"yes": 1.0, "no": 1.0}, {}):
         listed = write(tmp_path, "bad.json", [{**item, "label": label}])
-        with pytest.raises(InputError, match=r"'label' of GQA must be {the right answer: 1}: .*bad.json:1 has"):
+        with pytest.raises(InputError, match=r"'label' of GQA must be {correct answer: 1}: .*bad.json:1 has"):
             read(make("gqa", tmp_path, questions=listed))
 
 
-def test_shards_are_a_folder_a_pattern_or_a_list(tmp_path):
+def test_gqa_shards_are_folder_pattern_or_list(tmp_path):
     shards = tmp_path / "train_all_questions"
     shards.mkdir()
     for n in range(3):
@@ -173,27 +175,28 @@ def test_shards_are_a_folder_a_pattern_or_a_list(tmp_path):
         str(shards / "train_all_questions_?.json"),
         [f"train_all_questions/train_all_questions_{n}.json" for n in range(3)],
     ):
-        table = compiled(make("gqa", tmp_path, questions=questions), "s", tmp_path / "cache")
+        table = load_table(make("gqa", tmp_path, questions=questions), "s", tmp_path / "cache")
         assert table["id"][:] == ["0", "1", "2"]
-        assert sorted(made_from(table)["files"]) == [f"train_all_questions_{n}.json" for n in range(3)]
+        assert sorted(table_provenance(table)["files"]) == [f"train_all_questions_{n}.json" for n in range(3)]
     for n in range(2):
         (tmp_path / f"part{n}").mkdir()
         write(tmp_path / f"part{n}", "q.json", {str(n): {"imageId": "0", "question": "Is it?", "answer": "yes"}})
     parts = [f"part{n}/q.json" for n in range(2)]
     assert (
-        sorted(made_from(compiled(make("gqa", tmp_path, questions=parts), "s", tmp_path / "cache"))["files"]) == parts
+        sorted(table_provenance(load_table(make("gqa", tmp_path, questions=parts), "s", tmp_path / "cache"))["files"])
+        == parts
     )
     (shards / "more").mkdir()
-    with pytest.raises(InputError, match=r"splits.s.questions: the folder .* holds folders \(first: more\)"):
+    with pytest.raises(InputError, match=r"splits.s.questions: the folder .* contains folders \(first: more\)"):
         make("gqa", tmp_path, questions="train_all_questions").sources("s")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match=r"there is no file .*empty \(holds no file\); set it, or data_dir"):
+    with pytest.raises(InputError, match=r"there is no file .*empty \(empty folder\); set it, or data_dir"):
         make("gqa", tmp_path, questions="empty").sources("s")
-    with pytest.raises(InputError, match=r"\(is not there, nor does it match as a pattern\)"):
+    with pytest.raises(InputError, match=r"\(no such path, and no match as a pattern\)"):
         make("gqa", tmp_path, questions="val_*.json").sources("s")
 
 
-def test_nlvr2_lists_of_lxmert(tmp_path):
+def test_nlvr2_reads_lxmert_list(tmp_path):
     pair = {"identifier": "train-10171-0-0", "img0": "train-10171-0-img0", "img1": "train-10171-0-img1"}
     items = [
         {**pair, "label": 0, "sent": "Two dogs.", "uid": "nlvr2_train_0"},
@@ -210,20 +213,24 @@ def test_nlvr2_lists_of_lxmert(tmp_path):
         read(make("nlvr2", tmp_path, items=write(tmp_path, "bad.json", items)))
 
 
-def test_captions_in_the_layout_of_the_gpt2_captioner_are_coco_s(tmp_path):
-    # routing paper: captions_{train,val,test}_karpathy.json in COCO's layout
+def test_caption_karpathy_file_in_coco_format(tmp_path):
+    # routing paper: captions_{train,val,test}_karpathy.json in COCO's format
     images = [{"id": 522418, "file_name": "COCO_val2014_000000522418.jpg", "height": 480, "width": 640}]
-    said = [{"id": 681330, "image_id": 522418, "caption": "A woman wearing a net."}]
-    path = write(tmp_path, "captions_test_karpathy.json", {"images": images, "annotations": said})
+    captions = [{"id": 681330, "image_id": 522418, "caption": "A woman wearing a net."}]
+    path = write(tmp_path, "captions_test_karpathy.json", {"images": images, "annotations": captions})
     (example,) = read(make("coco_caption", tmp_path, captions=path))
     assert (example.id, example.images) == ("522418", ("COCO_val2014_000000522418",))
 
 
-def test_one_caption_of_an_image_is_drawn_a_visit_by_its_key(tmp_path):
-    path = karpathy_file(tmp_path)
-    task = make("coco_caption", tmp_path, "train", captions=path, one_per="image")
+def test_caption_unit_image_samples_one_caption_per_visit(tmp_path):
+    task = make("coco_caption", tmp_path, "train", captions=karpathy_file(tmp_path), unit="image")
     first = read(task, "train")[0]
-    drawn = [task.target(first.answers, first.scores, np.random.default_rng([7, step])) for step in range(60)]
-    assert {text for text, _ in drawn} == set(first.answers)
-    assert {weight for _, weight in drawn} == {1.0}
-    assert drawn == [task.target(first.answers, first.scores, np.random.default_rng([7, step])) for step in range(60)]
+
+    def sampled():
+        rngs = (np.random.default_rng([7, step]) for step in range(60))
+        return [task.sample_target(first.answers, first.scores, rng) for rng in rngs]
+
+    targets = sampled()
+    assert {target.text for target in targets} == set(first.answers)
+    assert {target.weight for target in targets} == {1.0}
+    assert targets == sampled()

@@ -1,11 +1,12 @@
-"""Is every real annotation file at hand read whole, by the reader that fits, with as many items as its README says?"""
+"""Real annotation files: each is read completely, with the number of examples stated in its README."""
 
 import re
+from pathlib import Path
 
 import pytest
 
 from multitask_vl.registry import TASKS
-from multitask_vl.tasks.readers.json_stream import walk
+from multitask_vl.tasks.readers.json_stream import stream_json
 from tests.task_files import make, read, write
 
 pytestmark = pytest.mark.shared
@@ -14,9 +15,9 @@ OFFICIAL = f"{SAMPLES}/vqav2/v2_OpenEnded_mscoco"
 SUBSET = "vqav2_60k/vqa"
 KEY = "{image_id:012d}"
 
-# task, keys of its split, number of examples, what the README of the files' folder says of that number (None: nothing)
+# case -> task, keys of its split, number of examples, excerpt of the folder's README with that number or None
 CASES = {
-    "60k train": (
+    "vqa-60k-train": (
         "vqa",
         {
             "questions": f"{SUBSET}_questions_train.json.gz",
@@ -27,7 +28,7 @@ CASES = {
         48_061,
         "train 48,061",
     ),
-    "60k valid": (
+    "vqa-60k-valid": (
         "vqa",
         {
             "questions": f"{SUBSET}_questions_valid.json.gz",
@@ -38,16 +39,17 @@ CASES = {
         8_977,
         "valid 8,977",
     ),
-    "VQA train": (
+    "vqa-train": (
         "vqa",
         {
             "questions": f"{OFFICIAL}_train2014_questions.json",
             "annotations": f"{SAMPLES}/vqav2/v2_mscoco_train2014_annotations.json",
+            "subtype": "train2014",
         },
         53,
         "train 53 items",
     ),
-    "VQA val": (
+    "vqa-val": (
         "vqa",
         {
             "questions": f"{OFFICIAL}_val2014_questions.json",
@@ -56,9 +58,9 @@ CASES = {
         3,
         "val 3,",
     ),
-    "VQA test": ("vqa", {"questions": f"{OFFICIAL}_test2015_questions.json"}, 5, None),
-    "VQA test-dev": ("vqa", {"questions": f"{OFFICIAL}_test-dev2015_questions.json"}, 5, None),
-    "photos": (
+    "vqa-test": ("vqa", {"questions": f"{OFFICIAL}_test2015_questions.json"}, 5, None),
+    "vqa-test-dev": ("vqa", {"questions": f"{OFFICIAL}_test-dev2015_questions.json"}, 5, None),
+    "vqa-photos": (
         "vqa",
         {
             "questions": "coco_photos/vqav2_questions.json",
@@ -68,133 +70,174 @@ CASES = {
         13,
         "10 to 13 a half",
     ),
-    "A-OKVQA": ("vqa", {"questions": "coco_photos/aokvqa_questions.json", "image_key": KEY}, 11, None),
-    "A-OKVQA as own data": (
+    "aokvqa": ("vqa", {"questions": "coco_photos/aokvqa_questions.json", "image_key": KEY}, 11, None),
+    "aokvqa-jsonl": (
         "jsonl_vqa",
-        {"items": "coco_photos/aokvqa_questions.json", "image_key": KEY, "only": {"split": "val"}},
+        {"items": "coco_photos/aokvqa_questions.json", "image_key": KEY, "filter": {"split": "val"}},
         11,
         None,
     ),
-    "VQA-RAD": ("jsonl_vqa", {"items": "vqa_rad/questions.json"}, 293, None),
-    "GQA": ("gqa", {"questions": f"{SAMPLES}/gqa/questions_sample.json"}, 9, "9 GQA questions"),
-    "NLVR2": ("nlvr2", {"items": "nlvr2_text/dev_subset.json"}, 1_503, "About 1,500"),
-    "NLVR2 sample": ("nlvr2", {"items": f"{SAMPLES}/nlvr2/dev_sample.jsonl"}, 13, None),
-    "NLVR": ("nlvr2", {"items": "nlvr1/dev_subset.json", "image_keys": ["dev-{identifier}-0"]}, 452, "452 human"),
+    "vqa-rad": ("jsonl_vqa", {"items": "vqa_rad/questions.json"}, 293, None),
+    "gqa": ("gqa", {"questions": f"{SAMPLES}/gqa/questions_sample.json"}, 9, "9 GQA questions"),
+    "nlvr2": ("nlvr2", {"items": "nlvr2_text/dev_subset.json"}, 1_503, "About 1,500"),
+    "nlvr2-sample": ("nlvr2", {"items": f"{SAMPLES}/nlvr2/dev_sample.jsonl"}, 13, None),
+    "nlvr1": ("nlvr2", {"items": "nlvr1/dev_subset.json", "image_keys": ["dev-{identifier}-0"]}, 452, "452 human"),
     "captions": (
         "coco_caption",
-        {"captions": "coco_captions_text/captions_val2017_part.json.gz", "one_per": "caption"},
+        {"captions": "coco_captions_text/captions_val2017_part.json.gz", "unit": "caption"},
         12_500,
         "12,500 captions",
     ),
-    "captioned images": (
+    "captions-by-image": (
         "coco_caption",
         {"captions": "coco_captions_text/captions_val2017_part.json.gz"},
         2_498,
         "about 2,500 images",
     ),
-    "captions of photos": ("coco_caption", {"captions": "coco_photos/captions.json"}, 56, None),
-    "captions of the sample": (
+    "captions-photos": ("coco_caption", {"captions": "coco_photos/captions.json"}, 56, None),
+    "captions-sample": (
         "coco_caption",
-        {"captions": f"{SAMPLES}/coco", "image_key": KEY, "one_per": "caption"},
+        {"captions": f"{SAMPLES}/coco", "image_key": KEY, "unit": "caption"},
         53,
         None,
     ),
-    "references, toolkit": (
+    "references-toolkit": (
         "coco_caption",
         {"captions": "caption_eval/fakecap_126_references.json"},
         126,
         "ours on 126",
     ),
-    "references, human": ("coco_caption", {"captions": "caption_eval/human_300_references.json"}, 300, "300 images"),
+    "references-human": ("coco_caption", {"captions": "caption_eval/human_300_references.json"}, 300, "300 images"),
+}
+
+# case -> id, images and answers of the first example
+FIRST = {
+    "vqa-60k-valid": ("413918000", ("COCO_train2014_000000413918",), ("state farm",)),
+    "vqa-photos": ("84284001", ("000000084284",), ("wood",)),
+    "vqa-train": ("6818000", ("COCO_train2014_000000006818",), ("white",)),
+    # does not start with its image's id: one id is never derived from another
+    "vqa-val": ("262148000", ("COCO_val2014_000000397133",), ("red", "orange", "rede")),
+    "vqa-test-dev": ("262144005", ("COCO_test2015_000000262144",), ()),
+    "gqa": ("142457", ("2320168",), ("left",)),
+    "nlvr2-sample": ("dev-896-0-1", ("dev-896-0-img0", "dev-896-0-img1"), ("true",)),
+    "nlvr2": ("dev-352-3-1", ("dev-352-3-img0", "dev-352-3-img1"), ("false",)),
+    "nlvr1": ("939-0", ("dev-939-0-0",), ("true",)),
+    "captions": ("397133-370509", ("000000397133",), ("A man is in a kitchen making pizzas.",)),
+    "captions-sample": (
+        "37777-597185",
+        ("000000037777",),
+        ("The dining table near the kitchen has a bowl of fruit on it.",),
+    ),
+}
+FIRST_WITH_FOUR_OR_FIVE_CAPTIONS = {
+    "captions-photos": ("872", ("000000000872",)),
+    "references-human": ("122745", ("000000122745",)),
 }
 
 NO_ITEMS = {
-    "answer_vocab/": "lists of answers; see test_answer_lists",
+    "answer_vocab/": "answer lists; see test_answer_lists_have_published_size",
     "bart_tokenizer/": "a tokenizer",
-    "caption_eval/.*_expected_": "what another scorer gave",
+    "bug_reports/": "files of bug reports",
+    "caption_eval/.*_expected_": "scores of the official toolkit",
     "caption_eval/.*_results.json": "predictions",
-    "vqa_accuracy_oracle/": "annotations without questions; see test_the_oracle_s_annotations",
+    "vqa_accuracy_oracle/": "annotations without questions; see test_vqa_score_files_reads_every_annotation",
 }
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_every_item_is_read(shared, case):
-    name, options, count, said = CASES[case]
+def test_task_reads_every_item_of_real_file(shared, case):
+    name, options, count, excerpt = CASES[case]
     examples = read(make(name, shared / "data", **options))
     assert len(examples) == len({example.id for example in examples}) == count
     assert all(example.images and all(example.images) for example in examples)
-    if said is not None:
-        (number,) = {one for one in re.findall(r"\d[\d,]*\d|\d", said) if one != "10"}
-        tolerance = 0.01 if "bout" in said else 0
+    assert all(len(example.answers) == len(example.scores) for example in examples)
+    first = examples[0]
+    if case in FIRST:
+        assert (first.id, first.images, first.answers) == FIRST[case]
+    if case in FIRST_WITH_FOUR_OR_FIVE_CAPTIONS:
+        assert (first.id, first.images) == FIRST_WITH_FOUR_OR_FIVE_CAPTIONS[case]
+        assert len(first.answers) in (4, 5)
+    if excerpt is not None:
+        (number,) = {number for number in re.findall(r"\d[\d,]*\d|\d", excerpt) if number != "10"}
+        tolerance = 0.01 if "bout" in excerpt else 0
         assert count == pytest.approx(int(number.replace(",", "")), rel=tolerance)
         folder = next(value for value in options.values() if isinstance(value, str)).split("/")[0]
-        assert said in (shared / "data" / folder / "README.md").read_text(encoding="utf-8")
+        assert excerpt in (shared / "data" / folder / "README.md").read_text(encoding="utf-8")
 
 
-def test_no_file_is_forgotten(shared):
+@pytest.mark.parametrize(
+    ("case", "images"),
+    [("nlvr1", "nlvr1/images/{}.png"), ("captions-photos", "coco_photos/images/{}.jpg"),
+     ("vqa-rad", "vqa_rad/images/{}.jpg")],
+)  # fmt: skip
+def test_image_keys_are_names_of_real_images(shared, case, images):
+    name, options, *_ = CASES[case]
+    keys = {key for example in read(make(name, shared / "data", **options)) for key in example.images}
+    assert [key for key in sorted(keys) if not (shared / "data" / images.format(key)).is_file()] == []
+
+
+def test_real_cases_cover_every_shared_json_file(shared):
     data = shared / "data"
-    found = {str(path.relative_to(data)) for path in data.rglob("*.json*")}
+    files = {str(path.relative_to(data)) for path in data.rglob("*.json*")}
     named = {value for _, options, _, _ in CASES.values() for value in options.values() if isinstance(value, str)}
-    left = {path for path in found if not any(path == one or path.startswith(f"{one}/") for one in named)}
-    assert [path for path in sorted(left) if not any(re.match(pattern, path) for pattern in NO_ITEMS)] == []
-    assert all(any(re.match(pattern, path) for path in found) for pattern in NO_ITEMS)
+    rest = {path for path in files if not any(path == name or path.startswith(f"{name}/") for name in named)}
+    assert [path for path in sorted(rest) if not any(re.match(pattern, path) for pattern in NO_ITEMS)] == []
+    assert all(any(re.match(pattern, path) for path in files) for pattern in NO_ITEMS)
 
 
 @pytest.mark.parametrize(("task", "count"), [("vqa", 3_129), ("gqa", 1_842)])
-def test_answer_lists(shared, task, count):
+def test_answer_lists_have_published_size(shared, task, count):
     folder = shared / "data" / "answer_vocab"
-    assert (
-        f"{count:,} answers" in (folder / "README.md").read_text()
-        or f"({count:,})" in (folder / "README.md").read_text()
-    )
-    listed = [value for _, value, _ in walk(folder / f"{task}_trainval_label2ans.json")]
-    numbered = {key: value for key, value, _ in walk(folder / f"{task}_trainval_ans2label.json")}
-    assert len(listed) == count
-    assert numbered == {answer: number for number, answer in enumerate(listed)}
+    readme = (folder / "README.md").read_text()
+    assert f"{count:,} answers" in readme or f"({count:,})" in readme
+    answers = [value for _, value, _ in stream_json(folder / f"{task}_trainval_label2ans.json")]
+    numbers = {key: value for key, value, _ in stream_json(folder / f"{task}_trainval_ans2label.json")}
+    assert len(answers) == count
+    assert numbers == {answer: number for number, answer in enumerate(answers)}
 
 
-def test_the_published_answer_list_leaves_the_targets_it_has(shared):
+def test_vqa_published_answer_list_restricts_targets(shared):
     options = {"answer_list": "answer_vocab/vqa_trainval_label2ans.json"}
-    task = make("vqa", shared / "data", task_options=options, **CASES["60k valid"][1])
+    task = make("vqa", shared / "data", task_options=options, **CASES["vqa-60k-valid"][1])
     examples = read(task)
     without = [example for example in examples if not example.answers]
-    assert task.remarks["s"] == {"questions without a target, kept with weight 0": len(without)}
+    assert task.warnings["s"] == {"questions without a target, kept with weight 0": len(without)}
     # the list has the answers that nine or more people gave in train and val; few questions have none of them
     assert 0 < len(without) < 0.05 * len(examples)
     assert "" not in {answer for example in examples for answer in example.answers}
 
 
-def test_the_oracle_s_annotations(shared):
+def test_vqa_score_files_reads_every_annotation(shared):
     folder = shared / "data" / "vqa_accuracy_oracle"
-    found = TASKS.get("vqa").score_files(folder / "annotations.json", folder / "predictions.json")
-    assert len(found["per_question"]) == len(list(walk(folder / "annotations.json"))) == 500
+    scores = TASKS.get("vqa").score_files(folder / "annotations.json", folder / "predictions.json")
+    assert len(scores["per_question"]) == len(list(stream_json(folder / "annotations.json"))) == 500
 
 
-def test_vqa_rad_has_its_pictures_and_may_be_split_by_its_own_fields(shared, tmp_path):
-    data = shared / "data"
-    examples = read(make("jsonl_vqa", data, items="vqa_rad/questions.json"))
-    keys = {key for example in examples for key in example.images}
-    assert [key for key in sorted(keys) if not (data / "vqa_rad" / "images" / f"{key}.jpg").is_file()] == []
-    assert {example.meta["answer_type"] for example in examples} == {"OPEN", "CLOSED"}
+def test_vqa_rad_is_split_by_answer_type(shared, tmp_path):
+    items = "vqa_rad/questions.json"
     parts = [
-        len(read(make("jsonl_vqa", data, items="vqa_rad/questions.json", only={"answer_type": kind})))
-        for kind in ("OPEN", "CLOSED")
+        read(make("jsonl_vqa", shared / "data", items=items, filter={"answer_type": type_}))
+        for type_ in ("OPEN", "CLOSED")
     ]
-    assert sum(parts) == len(examples)
-    # the other half has what this one lacks: numbers as answers, types with a trailing blank
-    genuine = next(item for _, item, _ in walk(data / "vqa_rad" / "questions.json"))
-    write(tmp_path, "other.json", [{**genuine, "answer": 4, "answer_type": "OPEN "}])
-    task = make("jsonl_vqa", tmp_path, items="other.json", only={"answer_type": "OPEN"})
+    assert [{example.meta["answer_type"] for example in part} for part in parts] == [{"OPEN"}, {"CLOSED"}]
+    assert sum(map(len, parts)) == CASES["vqa-rad"][2]
+    # other files of VQA-RAD have numbers as answers, and types with a trailing space
+    first = _first_item(shared / "data" / items)
+    write(tmp_path, "other.json", [{**first, "answer": 4, "answer_type": "OPEN "}])
+    task = make("jsonl_vqa", tmp_path, items="other.json", filter={"answer_type": "OPEN"})
     (example,) = read(task)
     assert (example.answers, example.meta["answer_type"]) == (("4",), "OPEN")
     assert task.score([example], {example.id: "four"}).metrics["accuracy"] == 100.0
 
 
-def test_the_ten_answers_of_a_okvqa_are_scored_as_vqa(shared):
-    task = make("jsonl_vqa", shared / "data", **CASES["A-OKVQA as own data"][1])
+def _first_item(path: Path) -> dict:
+    return next(item for _, item, _ in stream_json(path))
+
+
+def test_aokvqa_jsonl_scores_equal_vqa(shared):
+    task = make("jsonl_vqa", shared / "data", **CASES["aokvqa-jsonl"][1])
     examples = read(task)
     assert {len(example.meta["answers"]) for example in examples} == {10}
     best = {example.id: example.answers[0] for example in examples}
-    assert (
-        task.score(examples, best).metrics == make("vqa", shared / "data", questions="x").score(examples, best).metrics
-    )
+    vqa = make("vqa", shared / "data", questions="x")
+    assert task.score(examples, best).metrics == vqa.score(examples, best).metrics

@@ -1,4 +1,4 @@
-"""How is what was trained kept: a folder of configuration, tensors and card, loaded strictly."""
+"""Save and load adapters: a folder with configuration, tensors and model card, loaded strictly."""
 
 from __future__ import annotations
 
@@ -16,82 +16,85 @@ from torch.nn import Parameter
 
 from multitask_vl import __version__
 from multitask_vl.config.schema import Config
-from multitask_vl.errors import InputError
+from multitask_vl.errors import InputError, truncate
 from multitask_vl.methods.artifact.card import card
-from multitask_vl.storage.atomic import write_whole
+from multitask_vl.storage.atomic import atomic_write
 
 FORMAT_VERSION = 2
-READABLE = (1, 2)
-"""Version 1 holds no configuration: its tensors can be loaded, the model cannot be built from it alone."""
+READABLE_VERSIONS = (1, 2)
+"""Version 1 has no configuration: its tensors can be loaded, but the model cannot be built from the folder alone."""
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 CARD_FILE = "README.md"
 ADAPTER_FOLDER = "adapter"
-"""Where an adapter lies in the folder of a run or of a merged model."""
-SECTIONS = {"plugins", "seed", "backbone", "visual", "clip", "tasks", "method", "routing"}
-"""Sections of the configuration that decide the model, and the trunk whose features it reads."""
+"""Subfolder of a run folder or of a merged model that holds the adapter."""
+SECTIONS = {"plugins", "seed", "backbone", "visual", "vision", "tasks", "method", "routing"}
+"""Sections of the configuration that define the model and the vision encoder whose features it reads."""
 
-REASONS = {
-    "backbone": "its tensors belong to another backbone (sizes, vocabulary or weights)",
-    "visual": "its visual embedding was built otherwise",
+MISMATCH_REASONS = {
+    "backbone": "the adapter belongs to another backbone (sizes, vocabulary or weights)",
+    "visual": "its visual embedding has other settings",
     "tasks": "it was trained for another list of tasks",
-    "method": "it is of another method or has other settings",
+    "method": "it uses another method or other settings",
     "routing": "its bottlenecks were trained with other routing",
 }
 
 
-class Adapted(Protocol):
-    """What saving and loading ask of a model; `VLSeq2Seq` has it. Named here since models stand above methods."""
+class AdaptedModel(Protocol):
+    """Interface of a model that can be saved and loaded, implemented by `VLSeq2Seq` (models import methods)."""
 
-    description: dict[str, Any]
-    loaded: dict[str, Any] | None
-    """The record of the adapter that was loaded last."""
+    compatibility: dict[str, Any]
+    adapter_record: dict[str, Any] | None
+    """Record of the adapter that was loaded last."""
 
-    def trainable(self) -> dict[str, Parameter]:
-        """What is saved."""
+    def trainable_parameters(self) -> dict[str, Parameter]:
+        """The parameters that are saved, by name."""
 
     def parameter_counts(self) -> tuple[int, int]:
-        """Trainable and total."""
+        """Trainable and total number of parameters."""
 
-    def components(self) -> dict[str, dict[str, int]]:
-        """Trainable and total by component."""
+    def parameter_breakdown(self) -> dict[str, dict[str, int]]:
+        """Trainable and total number of parameters by component."""
 
 
-def settings_that_decide(config: Config) -> dict[str, Any]:
-    """Settings of which every one must agree between an adapter and the model it is loaded into; JSON-able."""
+def compatibility_settings(config: Config) -> dict[str, Any]:
+    """Settings that must be equal in an adapter and in the model it is loaded into, as JSON values."""
     return {
-        "visual": config.visual.model_dump(mode="json", exclude={"standardize"}),
-        "method": [one.model_dump(mode="json") for one in config.method],
+        "visual": config.visual.model_dump(mode="json", exclude={"init_normalize"}),
+        "method": [method.model_dump(mode="json") for method in config.method],
         "routing": config.routing.model_dump(mode="json"),
     }
 
 
 def save_adapter(
-    model: Adapted,
+    model: AdaptedModel,
     folder: Path,
     config: Config,
     run: Mapping[str, Any] | None = None,
     merged: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write all trainable tensors, what their model is built from, and a card. Every file appears whole or not at all.
+    """Save all trainable tensors, the configuration needed to build the model, and a model card.
+
+    Every file is written atomically.
 
     Args:
-        folder: is made if need be; files of the same names are replaced.
-        config: of the run. Where its data lie is not kept.
-        run: what the card tells of the training: ``data``, ``training``, ``scores``. None: what was told of the
-            adapter that was loaded, if no tensor has changed since.
-        merged: ``{"pretrained", "method"}`` of what was folded into what, if the folder lies in one with the weights
-            of its language model.
+        model: the model.
+        folder: created if needed; files of the same names are replaced.
+        config: configuration of the run. Paths of its data are not saved.
+        run: training information for the card: ``data``, ``training``, ``scores``. None: that of the adapter that was
+            loaded, if no tensor has changed since.
+        merged: ``{"pretrained", "method"}`` if the folder belongs to a merged model: the base weights and the methods
+            that were merged into them.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     content = save(
-        {name: parameter.detach().cpu().contiguous() for name, parameter in model.trainable().items()},
+        {name: parameter.detach().cpu().contiguous() for name, parameter in model.trainable_parameters().items()},
         metadata={"format": "pt"},
     )
     digest = hashlib.sha256(content).hexdigest()
-    if run is None and model.loaded and model.loaded.get("sha256") == digest:
-        run = model.loaded["run"]
+    if run is None and model.adapter_record and model.adapter_record.get("sha256") == digest:
+        run = model.adapter_record["run"]
     trainable, total = model.parameter_counts()
     sections = config.model_dump(mode="json", include=SECTIONS)
     for task in sections["tasks"].values():
@@ -99,28 +102,29 @@ def save_adapter(
     record = {
         "format_version": FORMAT_VERSION,
         "multitask_vl": __version__,
-        **model.description,
+        **model.compatibility,
         "config": sections,
-        "parameters": {"trainable": trainable, "total": total, "components": model.components()},
+        "parameters": {"trainable": trainable, "total": total, "components": model.parameter_breakdown()},
         "sha256": digest,
         "merged": dict(merged) if merged else None,
         "run": dict(run or {}),
     }
-    write_whole(folder / TENSOR_FILE, content)
+    atomic_write(folder / TENSOR_FILE, content)
     _write_record(folder, record)
 
 
 def add_scores(folder: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put a run's final scores into the record and the card of its adapter.
+    """Add a run's final scores to the record and the card of its adapter.
 
     Args:
-        splits: split -> ``{"tasks": {task: {"headline", "value", "count", ...}}}``, as in scores.json.
+        folder: folder of the adapter.
+        splits: split -> ``{"tasks": {task: {"primary_metric", "value", "count", ...}}}``, as in scores.json.
     """
     record = read_record(folder)
-    kept = ("headline", "value", "count", "version")
+    keys = ("primary_metric", "value", "count", "version")
     scores = {
         split: {
-            task: {key: entry[key] for key in kept}
+            task: {key: entry[key] for key in keys}
             for task, entry in result["tasks"].items()
             if entry["value"] is not None
         }
@@ -129,104 +133,109 @@ def add_scores(folder: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
     _write_record(Path(folder), {**record, "run": {**record["run"], "scores": scores}})
 
 
-def load_adapter(model: Adapted, folder: Path) -> None:
-    """Put saved tensors into a model that was built alike. Nothing is changed unless everything fits.
+def load_adapter(model: AdaptedModel, folder: Path) -> None:
+    """Load saved tensors into a model built with the same settings. The model is unchanged if anything does not fit.
 
     Raises:
-        InputError: no adapter there, one of another backbone, task list, method or routing, or tensors that are
-            missing, unknown or of another shape; all differences at once.
+        InputError: no adapter in ``folder``; another backbone, task list, method or routing; or tensors that are
+            missing, unknown or of another shape. All differences are reported together.
     """
     folder = Path(folder)
     record = read_record(folder)
-    known = _completed(record)
+    saved_settings = _with_defaults(record)
     problems = [
-        f"{folder / CONFIG_FILE}: {part}: {where} is {_short(saved)} there and {_short(own)} in this model; "
-        f"{REASONS[part]}. Build the model from the resolved.yaml of the run that saved it"
-        for part in REASONS
-        for where, saved, own in _differences(known.get(part), _as_json(model.description[part]), part)
+        f"{folder / CONFIG_FILE}: {key} is {_short(saved)} in the adapter and {_short(expected)} in this model; "
+        f"{reason}. Build the model from the resolved.yaml of the run that saved it"
+        for section, reason in MISMATCH_REASONS.items()
+        for key, saved, expected in _differences(
+            saved_settings.get(section), _as_json(model.compatibility[section]), section
+        )
     ]
     if problems:
         raise InputError(problems)
     tensors = _read_tensors(folder / TENSOR_FILE)
-    own = model.trainable()
+    parameters = model.trainable_parameters()
     problems = [
-        *_named(folder, "missing", [name for name in own if name not in tensors]),
-        *_named(folder, "not part of this model", [name for name in tensors if name not in own]),
+        *_list_names(folder, "missing", [name for name in parameters if name not in tensors]),
+        *_list_names(folder, "not part of this model", [name for name in tensors if name not in parameters]),
         *(
-            f"{folder / TENSOR_FILE}: {name} is {list(tensors[name].shape)} there and {list(own[name].shape)} here"
-            for name in own
-            if name in tensors and tensors[name].shape != own[name].shape
+            f"{folder / TENSOR_FILE}: {name} has shape {list(tensors[name].shape)}, this model expects "
+            f"{list(parameter.shape)}"
+            for name, parameter in parameters.items()
+            if name in tensors and tensors[name].shape != parameter.shape
         ),
     ]
     if problems:
         raise InputError(problems)
     with torch.no_grad():
-        for name, parameter in own.items():
+        for name, parameter in parameters.items():
             parameter.copy_(tensors[name])
-    model.loaded = record
+    model.adapter_record = record
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The content of a folder's adapter_config.json.
+    """Read the adapter_config.json of a folder.
 
     Raises:
-        InputError: there is none, it is another library's, or of a version that this program does not read.
+        InputError: it is missing, not JSON, written by the library peft, or of an unsupported version.
     """
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
-        raise InputError(
-            f"{folder}: there is no adapter here ({CONFIG_FILE} is missing); give the folder adapter/ of a run"
-        )
+        raise InputError(f"{folder}: no adapter found ({CONFIG_FILE} is missing); pass the folder adapter/ of a run")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise InputError(f"{path}: not readable as JSON: {error}") from error
+        raise InputError(f"{path}: not valid JSON: {error}") from error
     if isinstance(record, dict) and "peft_type" in record:
         raise InputError(
-            f"{path}: this is an adapter of the library peft (peft_type {record['peft_type']}), which has neither "
-            "tasks nor a visual embedding; load it with peft.PeftModel, or give the folder adapter/ of a run"
+            f"{path}: this adapter was saved by the library peft (peft_type {record['peft_type']}), without tasks and "
+            "visual embedding; load it with peft.PeftModel, or pass the folder adapter/ of a run"
         )
-    if not isinstance(record, dict) or record.get("format_version") not in READABLE:
+    if not isinstance(record, dict) or record.get("format_version") not in READABLE_VERSIONS:
         version = record.get("format_version") if isinstance(record, dict) else None
         raise InputError(
-            f"{path}: format_version is {version}, this program reads {' and '.join(map(str, READABLE))}; "
-            "a newer one may read it"
+            f"{path}: format_version is {version}, supported are {' and '.join(map(str, READABLE_VERSIONS))}; "
+            "a newer release of multitask-vl may read it"
         )
     return record
 
 
 def find_adapter(folder: Path) -> Path:
-    """The folder of an adapter, given it or the folder of a run or of a merged model."""
+    """The adapter folder, given itself, a run folder or the folder of a merged model."""
     inner = Path(folder) / ADAPTER_FOLDER
     return inner if not (Path(folder) / CONFIG_FILE).exists() and (inner / CONFIG_FILE).exists() else Path(folder)
 
 
-def refuse_occupied(folder: Path) -> Path:
-    """``folder`` if it is empty or still to be made, so that nothing of another kind is mixed with what is written."""
+def require_empty_dir(folder: Path) -> Path:
+    """Return ``folder`` if it is empty or does not exist yet, so that new files are not mixed with others.
+
+    Raises:
+        InputError: the folder has content, or it is a file.
+    """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder}: there is something already; choose another folder, or remove it: rm -r {folder}")
+        raise InputError(f"{folder}: already exists; choose another folder, or remove it: rm -r {folder}")
     return folder
 
 
 def _write_record(folder: Path, record: dict[str, Any]) -> None:
-    write_whole(folder / CARD_FILE, card(record))
+    atomic_write(folder / CARD_FILE, card(record))
     # last, so that a folder with this file is complete
-    write_whole(folder / CONFIG_FILE, json.dumps(record, indent=2) + "\n")
+    atomic_write(folder / CONFIG_FILE, json.dumps(record, indent=2) + "\n")
 
 
-def _completed(record: dict[str, Any]) -> dict[str, Any]:
-    """A record with the settings that the schema got after it was written, at their defaults."""
+def _with_defaults(record: dict[str, Any]) -> dict[str, Any]:
+    """The record with defaults for settings that were added to the schema after it was saved."""
     try:
         config = Config.model_validate({key: record[key] for key in ("visual", "method", "routing")})
     except (KeyError, ValidationError):
-        return record  # comparing it will tell what is wrong
-    return {**record, **settings_that_decide(config)}
+        return record  # the comparison reports what is wrong
+    return {**record, **compatibility_settings(config)}
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
-        raise InputError(f"{path}: missing; the adapter was not written to its end. Save it again")
+        raise InputError(f"{path}: missing; the adapter is incomplete. Save it again")
     try:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
@@ -234,15 +243,15 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise InputError(f"{path}: cannot be read: {error}. Copy it again, or save the adapter again") from error
 
 
-def _differences(saved: Any, own: Any, where: str) -> Iterator[tuple[str, Any, Any]]:
-    """Dotted places at which two JSON values differ."""
-    if isinstance(saved, list) and isinstance(own, list) and len(saved) == len(own):
-        saved, own = dict(enumerate(saved)), dict(enumerate(own))
-    if isinstance(saved, Mapping) and isinstance(own, Mapping):
-        for key in dict.fromkeys([*saved, *own]):
-            yield from _differences(saved.get(key), own.get(key), f"{where}.{key}")
-    elif saved != own:
-        yield where, saved, own
+def _differences(saved: Any, expected: Any, key: str) -> Iterator[tuple[str, Any, Any]]:
+    """Dotted keys at which two JSON values differ, with both values."""
+    if isinstance(saved, list) and isinstance(expected, list) and len(saved) == len(expected):
+        saved, expected = dict(enumerate(saved)), dict(enumerate(expected))
+    if isinstance(saved, Mapping) and isinstance(expected, Mapping):
+        for inner in dict.fromkeys([*saved, *expected]):
+            yield from _differences(saved.get(inner), expected.get(inner), f"{key}.{inner}")
+    elif saved != expected:
+        yield key, saved, expected
 
 
 def _as_json(value: Any) -> Any:
@@ -250,11 +259,10 @@ def _as_json(value: Any) -> Any:
 
 
 def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+    return truncate(json.dumps(value))
 
 
-def _named(folder: Path, what: str, names: list[str]) -> list[str]:
+def _list_names(folder: Path, problem: str, names: list[str]) -> list[str]:
     if not names:
         return []
-    return [f"{folder / TENSOR_FILE}: {len(names)} tensors are {what} (first: {names[0]})"]
+    return [f"{folder / TENSOR_FILE}: {len(names)} tensors are {problem} (first: {names[0]})"]

@@ -1,4 +1,4 @@
-"""What does the README.md of a saved adapter say: its parameters, settings, data and scores, and how to load it."""
+"""Model card of a saved adapter: how to load it, parameters, settings, data, scores and training."""
 
 from __future__ import annotations
 
@@ -10,89 +10,101 @@ import yaml
 from huggingface_hub import ModelCardData
 
 LIBRARY = "multitask-vl"
-EXCERPT = ("plugins", "seed", "backbone", "visual", "clip")
+YAML_SECTIONS = ("plugins", "seed", "backbone", "visual", "vision")
 """Sections that the card shows as YAML; the others have tables."""
 LENGTHS = ("max_length", "no_repeat_ngram_size")
-DECODING = {
+DECODING_KEYS = {
     "greedy": LENGTHS,
     "beam": ("num_beams", *LENGTHS, "length_penalty", "early_stopping"),
-    "choice": ("choices",),
-    "rank": ("choices", "choices_file", "rank_by"),
+    "classify": ("choices",),
+    "rank": ("choices", "choices_file", "length_normalize"),
 }
-"""Settings that play a part, by kind of decoding."""
+"""Decoding mode -> the settings that affect it."""
+
+USE = """\
+```python
+import multitask_vl as mvl
+
+model, tokenizer = mvl.from_pretrained("FOLDER_OR_HUB_NAME")  # backbone="PATH" if the base weights have moved
+print("%d of %d parameters are trainable" % model.parameter_counts())
+```
+
+Score it on a split:
+
+```bash
+multitask-vl evaluate --config RUN/resolved.yaml --adapter FOLDER --out DIR
+```
+
+Merge it into its language model, if the method allows it:
+
+```bash
+multitask-vl export --to merged FOLDER OUT
+```"""
 
 
 def card(record: Mapping[str, Any]) -> str:
     """Markdown with the front matter of the Hugging Face hub.
 
     Args:
-        record: the content of adapter_config.json; see `multitask_vl.methods.artifact.adapter_io.save_adapter`.
+        record: content of adapter_config.json; see `multitask_vl.methods.artifact.adapter_io.save_adapter`.
     """
     config, run, merged = record["config"], record["run"], record["merged"]
-    methods = merged["method"] if merged else [one["name"] for one in config["method"]]
+    methods = merged["method"] if merged else [method["name"] for method in config["method"]]
     pretrained = (merged or config["backbone"])["pretrained"]
-    words = [*methods, *config["tasks"], config["backbone"]["family"], *(["merged"] if merged else [])]
-    parts = [
-        _front_matter(pretrained, words),
+    tags = [*methods, *config["tasks"], config["backbone"]["family"], *(["merged"] if merged else [])]
+    sections = [
+        _front_matter(pretrained, tags),
         f"# {', '.join(methods)} for {', '.join(config['tasks'])}",
-        _what(record, pretrained),
-        *_section("Use", [USE]),
+        _summary(record, pretrained),
+        *_section("Usage", [USE]),
         *_section("Parameters", [_parameters(record["parameters"])]),
-        *_section("Method", [_table(("setting", "value"), _settings(one)) for one in config["method"]]),
+        *_section("Method", [_table(("setting", "value"), _settings(method)) for method in config["method"]]),
         *_section("Routing", [_routing(config["routing"])]),
         *_section("Tasks", [_tasks(config["tasks"])]),
         *_section("Data", _data(run.get("data"))),
         *_section("Scores", _scores(run.get("scores"))),
         *_section("Training", _training(run.get("training"))),
-        *_section("Configuration", [f"```yaml\n{_yaml({key: config[key] for key in EXCERPT})}```"]),
+        *_section("Configuration", [f"```yaml\n{_yaml({key: config[key] for key in YAML_SECTIONS})}```"]),
     ]
-    return "\n\n".join(parts) + "\n"
-
-
-USE = """\
-```python
-from multitask_vl.models.from_pretrained import from_pretrained
-
-model, tokenizer = from_pretrained("FOLDER_OR_HUB_NAME")  # backbone="PATH" if its weights lie elsewhere here
-print("%d of %d parameters trained" % model.parameter_counts())
-```
-
-From the command line, `python launch/evaluate.py --config RUN/resolved.yaml --adapter FOLDER --out DIR` scores it and \
-`python launch/export.py --to merged FOLDER OUT` folds it into its language model where the method allows that."""
+    return "\n\n".join(sections) + "\n"
 
 
 def hub_name(pretrained: str | None) -> str | None:
-    """The name of weights on the hub, or None for a path, what ships with the project, and random weights."""
+    """The hub name of base weights, or None for a path, bundled weights (``bundled:``) and random weights."""
     if pretrained is None or ":" in pretrained or pretrained.startswith((".", "/", "~")) or pretrained.count("/") > 1:
         return None
     return None if Path(pretrained).is_dir() else pretrained
 
 
-def _front_matter(pretrained: str | None, words: Iterable[str]) -> str:
-    tags = list(dict.fromkeys([LIBRARY, "vision-language", "parameter-efficient", *words]))
+def _front_matter(pretrained: str | None, tags: Iterable[str]) -> str:
+    tags = list(dict.fromkeys([LIBRARY, "vision-language", "parameter-efficient", *tags]))
     data = ModelCardData(library_name=LIBRARY, base_model=hub_name(pretrained), tags=tags)
     return f"---\n{data.to_yaml().strip()}\n---"
 
 
-def _what(record: Mapping[str, Any], pretrained: str | None) -> str:
-    config, clip = record["config"], record["config"]["clip"]
-    merged = "Folded into its language model, which is here as the library's own. " if record["merged"] else ""
+def _summary(record: Mapping[str, Any], pretrained: str | None) -> str:
+    config, vision = record["config"], record["config"]["vision"]
+    base = f"{config['backbone']['family']} ({pretrained or 'random weights'})"
+    kind = "Merged model" if record["merged"] else "Adapter"
+    merged = ""
+    if record["merged"]:
+        merged = " The method is merged into the language model, which is saved in the format of transformers."
     return (
-        f"Trained tensors of a multitask vision-language model on {config['backbone']['family']} "
-        f"({pretrained or 'random weights'}). {merged}It reads grid features of {clip['model']} "
-        f"({clip['pretrained'] or 'random weights'}) with {config['visual']['feature_dim']} channels."
+        f"{kind} for multitask vision-language learning on {base}.{merged} It reads text and image features of "
+        f"{vision['model']} ({vision['pretrained'] or 'random weights'}) with {config['visual']['feature_dim']} "
+        "channels per grid cell."
     )
 
 
 def _parameters(counts: Mapping[str, Any]) -> str:
-    rows = [(name, f"{one['trainable']:,}", f"{one['total']:,}") for name, one in counts["components"].items()]
+    rows = [(name, f"{part['trainable']:,}", f"{part['total']:,}") for name, part in counts["components"].items()]
     trainable, total = counts["trainable"], counts["total"]
     rows.append(("all", f"{trainable:,} ({100 * trainable / total:.2f} %)", f"{total:,}"))
     return _table(("component", "trainable", "total"), rows)
 
 
 def _settings(section: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
-    return ((key, _plain(value)) for key, value in section.items())
+    return ((key, _inline(value)) for key, value in section.items())
 
 
 def _routing(routing: Mapping[str, Any]) -> str:
@@ -108,38 +120,38 @@ def _tasks(tasks: Mapping[str, Any]) -> str:
     rows = []
     for name, task in tasks.items():
         decoding = task["decoding"]
-        told = _plain({key: decoding[key] for key in DECODING[decoding["kind"]]})
-        rows.append((name, task["type"] or name, f"`{task['prompt']}`", f"{decoding['kind']}: {told}"))
+        settings = _inline({key: decoding[key] for key in DECODING_KEYS[decoding["mode"]]})
+        rows.append((name, task["type"] or name, f"`{task['prompt']}`", f"{decoding['mode']}: {settings}"))
     return _table(("task", "type", "prompt", "decoding"), rows)
 
 
 def _data(data: Mapping[str, Any] | None) -> list[str]:
     rows = [
-        (task, split, f"{one['examples']:,}", ", ".join(f"{name} `{sum_[:12]}`" for name, sum_ in one["files"].items()))
+        (task, split, f"{one['examples']:,}", ", ".join(f"{name} `{sha[:12]}`" for name, sha in one["files"].items()))
         for task, splits in (data or {}).items()
         for split, one in splits.items()
     ]
-    return [_table(("task", "split", "examples", "files and the start of their SHA-256"), rows)] if rows else []
+    return [_table(("task", "split", "examples", "files (first 12 digits of the SHA-256)"), rows)] if rows else []
 
 
 def _scores(splits: Mapping[str, Any] | None) -> list[str]:
     rows = [
-        (split, task, one["headline"], f"{one['value']:.2f}", f"{one['count']:,}", one["version"])
+        (split, task, score["primary_metric"], f"{score['value']:.2f}", f"{score['count']:,}", score["version"])
         for split, scores in (splits or {}).items()
-        for task, one in scores.items()
+        for task, score in scores.items()
     ]
-    told = "Of the whole split, on the scale 0-100 (CIDEr x 100)."
-    table = _table(("split", "task", "metric", "score", "examples", "task's version"), rows)
-    return [told, table] if rows else ["None yet."]
+    note = "Scores of the full split on a scale of 0-100 (CIDEr x 100)."
+    table = _table(("split", "task", "metric", "score", "examples", "task version"), rows)
+    return [note, table] if rows else ["Not evaluated yet."]
 
 
 def _training(training: Mapping[str, Any] | None) -> list[str]:
     return [_table(("setting", "value"), _settings(training))] if training else []
 
 
-def _section(title: str, parts: list[str]) -> list[str]:
-    """A heading with what stands under it; nothing where nothing does."""
-    return [f"## {title}", *parts] if parts else []
+def _section(title: str, paragraphs: list[str]) -> list[str]:
+    """A heading with its paragraphs; nothing if there are none."""
+    return [f"## {title}", *paragraphs] if paragraphs else []
 
 
 def _table(head: tuple[str, ...], rows: Iterable[tuple]) -> str:
@@ -147,10 +159,10 @@ def _table(head: tuple[str, ...], rows: Iterable[tuple]) -> str:
     return "\n".join(f"| {' | '.join(str(cell).replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
-def _plain(value: Any) -> str:
-    """A value as one reads it in a line of YAML."""
+def _inline(value: Any) -> str:
+    """A value in one line of YAML; the pairs of a mapping without braces."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_plain(one)}" for key, one in value.items())
+        return ", ".join(f"{key} {_inline(item)}" for key, item in value.items())
     if isinstance(value, str):
         return value
     return yaml.safe_dump(value, default_flow_style=True, width=10**6).removesuffix("\n").removesuffix("\n...")

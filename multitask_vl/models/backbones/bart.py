@@ -1,4 +1,4 @@
-"""What is particular to BART: its sites and norms, its joint encoder, its special tokens."""
+"""BART: sites and norms, joint encoder, special tokens."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from transformers.masking_utils import create_bidirectional_mask
 from transformers.modeling_outputs import BaseModelOutput
 
 from multitask_vl.config.schema import BackboneConfig
-from multitask_vl.methods.sites import Layout, Site
+from multitask_vl.methods.sites import Site, SiteIndex
 from multitask_vl.models.backbones.base import Backbone
-from multitask_vl.models.kernels.chunked_cross_entropy import Head
+from multitask_vl.models.kernels.chunked_cross_entropy import LMHead
 from multitask_vl.registry import BACKBONES
 
 ATTENTION_ROLES = {"q_proj": "query", "k_proj": "key", "v_proj": "value", "out_proj": "output"}
@@ -28,14 +28,14 @@ SUBLAYERS = {
 
 @BACKBONES.register("bart")
 class Bart(Backbone):
-    """BART (Lewis et al. 2020): post-norm, learned positions on text only, a norm on the text's embeddings."""
+    """BART (Lewis et al. 2020): post-norm, learned positions on text only, a norm on the text embeddings."""
 
     model_class = BartForConditionalGeneration
     config_class = BartConfig
     norm = nn.LayerNorm
 
-    def settings(self, config: BackboneConfig) -> dict[str, Any]:
-        """One dropout rate everywhere, no layerdrop."""
+    def config_overrides(self, config: BackboneConfig) -> dict[str, Any]:
+        """A single dropout rate, no layerdrop."""
         rate = config.dropout
         rates = {"dropout": rate, "attention_dropout": rate, "activation_dropout": rate}
         return rates | {"encoder_layerdrop": 0.0, "decoder_layerdrop": 0.0}
@@ -43,20 +43,20 @@ class Bart(Backbone):
     def _tokenizer(self, path: str):
         folder = Path(path)
         if folder.is_dir() and not (folder / "tokenizer.json").exists() and (folder / "vocab.json").exists():
-            # AutoTokenizer wants a config.json; `vocab_file=` would silently give five tokens
+            # AutoTokenizer needs a config.json; `vocab_file=` would silently give five tokens
             return BartTokenizer.from_pretrained(path)
         return AutoTokenizer.from_pretrained(path)
 
-    def layout(self, lm: BartForConditionalGeneration) -> Layout:
-        """Every linear map of every layer, and every layer norm."""
-        return Layout(lm, list(_sites(lm.config)), list(_norms(lm.config)), init_std=lm.config.init_std)
+    def sites(self, lm: BartForConditionalGeneration) -> SiteIndex:
+        """Every linear layer and every layer norm of both stacks."""
+        return SiteIndex(lm, list(_sites(lm.config)), list(_norms(lm.config)), init_std=lm.config.init_std)
 
     def decoder(self, lm: BartForConditionalGeneration) -> nn.Module:
         """``model.decoder``."""
         return lm.model.decoder
 
-    def positions(self, lm: BartForConditionalGeneration) -> int:
-        """Rows of the position tables."""
+    def max_positions(self, lm: BartForConditionalGeneration) -> int:
+        """Size of the position tables."""
         return lm.config.max_position_embeddings
 
     def encode(
@@ -67,44 +67,44 @@ class Bart(Backbone):
         mask: torch.Tensor,
         prompt: torch.Tensor,
     ) -> torch.Tensor:
-        """Words have positions; prompts and words the embedding norm; visual tokens join behind, before dropout."""
+        """Joint encoder: positions on text, embedding norm on prompt and text, then visual tokens, then dropout."""
         encoder = lm.model.encoder
         text = encoder.embed_tokens(input_ids) + encoder.embed_positions(input_ids)
         text = torch.cat([prompt.to(text.dtype).expand(len(text), -1, -1), text], 1)
         text = encoder.layernorm_embedding(text)
         hidden = torch.cat([text, visual.to(text.dtype)], 1)
         hidden = F.dropout(hidden, encoder.dropout, encoder.training)
-        # a bool, a float, a block mask or None, by attention kernel: passed on, never looked at
-        attend = create_bidirectional_mask(config=encoder.config, inputs_embeds=hidden, attention_mask=mask)
+        # bool, float, block mask or None, depending on the attention implementation: passed through unread
+        attention_mask = create_bidirectional_mask(config=encoder.config, inputs_embeds=hidden, attention_mask=mask)
         for layer in encoder.layers:
-            hidden = layer(hidden, attend)
+            hidden = layer(hidden, attention_mask)
         return hidden
 
     def decode(
         self,
         lm: BartForConditionalGeneration,
         decoder_input_ids: torch.Tensor,
-        states: torch.Tensor,
-        kinds: torch.Tensor,
+        hidden_states: torch.Tensor,
+        token_types: torch.Tensor,
     ) -> torch.Tensor:
-        """The library's model with its encoder's work done. Padding is kept out of the loss, not out of attention."""
+        """Decoder of the transformers model. Padded targets are excluded from the loss, not from attention."""
         return lm.model(
             decoder_input_ids=decoder_input_ids,
-            encoder_outputs=BaseModelOutput(last_hidden_state=states),
-            attention_mask=kinds,
+            encoder_outputs=BaseModelOutput(last_hidden_state=hidden_states),
+            attention_mask=token_types,
             use_cache=False,
         ).last_hidden_state
 
-    def head(self, lm: BartForConditionalGeneration) -> Head:
-        """The tied head and the (zero) bias buffer."""
-        return Head(lm.lm_head.weight, lm.final_logits_bias[0])
+    def lm_head(self, lm: BartForConditionalGeneration) -> LMHead:
+        """The tied head with its (zero) bias buffer."""
+        return LMHead(lm.lm_head.weight, lm.final_logits_bias[0])
 
-    def choice_start(self, lm: BartForConditionalGeneration) -> Sequence[int]:
-        """``</s> <s>``: BART's targets open with ``<s>``."""
+    def choice_prefix_ids(self, lm: BartForConditionalGeneration) -> Sequence[int]:
+        """``</s> <s>``: BART's targets start with ``<s>``."""
         return lm.config.decoder_start_token_id, lm.config.bos_token_id
 
-    def beam_settings(self, lm: BartForConditionalGeneration) -> dict[str, Any]:
-        """An end is forced where the length runs out (bart-base's own setting)."""
+    def beam_search_kwargs(self, lm: BartForConditionalGeneration) -> dict[str, Any]:
+        """Force the end token at the maximum length (bart-base's own setting)."""
         return {"forced_eos_token_id": lm.config.eos_token_id}
 
 

@@ -1,10 +1,10 @@
-"""How is text generated without doing anything twice: the library's `generate`, given only the rows that need work.
+"""Efficient generation: transformers' `generate`, computing only the rows that need work.
 
-Hooks for the length of one call stand around the language model. What comes in is cut to what must be computed: in the
-first step one row an example, since its beams are still the same; later the beams of examples that are not finished;
-in the last step, where an end is forced, next to nothing. The scores that come of it are spread over all rows again
-(`next_token`), so that the library's loop sees what it always sees. The encoder's states, and what cross-attention
-makes of them, have one row an example throughout (`beam_attention`).
+Hooks around the language model, installed for one call, trim its inputs to the rows that must be computed: in the first
+step one row per example, since its beams are still equal; later the beams of unfinished examples; in the last step,
+where the end token is forced, a single example. The resulting logits are expanded to all rows again (`logits`), so the
+loop of transformers sees what it always sees. The encoder's hidden states and the keys and values of cross-attention
+have one row per example throughout (`shared_kv_attention`).
 """
 
 from __future__ import annotations
@@ -29,59 +29,65 @@ from transformers import (
 from transformers.modeling_outputs import BaseModelOutput
 
 from multitask_vl.models.decoding import logits, shared_kv_attention
-from multitask_vl.models.kernels.chunked_cross_entropy import Head
+from multitask_vl.models.kernels.chunked_cross_entropy import LMHead
 from multitask_vl.routing.context import Context
 
 
 def generate(
     lm: PreTrainedModel,
     decoder: nn.Module,
-    head: Head,
+    head: LMHead,
     context: Context,
-    states: torch.Tensor,
-    kinds: torch.Tensor,
-    settings: GenerationConfig,
+    hidden_states: torch.Tensor,
+    token_types: torch.Tensor,
+    generation_config: GenerationConfig,
     processors: Sequence[LogitsProcessor] = (),
     share: bool = True,
 ) -> torch.Tensor:
-    """Token ids [B, T] of the best beam, the start token included; call it while a task is running.
+    """Token ids [B, T] of the best beam, including the start token. Call it inside `Context.task_scope`.
 
     Args:
-        decoder: the decoder stack of ``lm``, with `Context.door` on it.
-        head: of ``lm``.
-        states, kinds: what `Encoded` holds.
-        processors: see the scores of the next token before a token is chosen, as the library's `LogitsProcessor` does.
-        share: False for the library's way alone, which is the same function of the same numbers.
+        lm: language model.
+        decoder: its decoder stack, with `Context.decoder_pre_hook` installed.
+        head: its head.
+        context: routing context of the model.
+        hidden_states: encoder output [B, S, d], see `Encoded`.
+        token_types: `TokenType` of every encoder position [B, S].
+        generation_config: complete generation settings.
+        processors: further `LogitsProcessor` objects, applied to the logits of the next token.
+        share: False runs transformers' `generate` alone, which computes the same function.
     """
-    if not (share and can_share(lm)):
-        # a fresh container: the library repeats its rows per beam in place
-        encoded = BaseModelOutput(last_hidden_state=states)
+    if not (share and supports_sharing(lm)):
+        # a new container: transformers repeats its rows per beam in place
+        encoded = BaseModelOutput(last_hidden_state=hidden_states)
         return lm.generate(
             encoder_outputs=encoded,
-            attention_mask=kinds,
+            attention_mask=token_types,
             logits_processor=LogitsProcessorList(processors),
-            generation_config=settings,
+            generation_config=generation_config,
         )
-    rows = _Rows(states, kinds, settings, DynamicCache(config=lm.config.get_text_config(decoder=True)))
-    scores = logits.NextToken(head, rows.examples, rows.beams)
+    cache = DynamicCache(config=lm.config.get_text_config(decoder=True))
+    rows = _ActiveRows(hidden_states, token_types, generation_config, cache)
+    chunked = logits.ChunkedLogits(head, rows.num_examples, rows.num_beams)
+    lm_head = lm.get_output_embeddings()
     handles = [
-        lm.register_forward_pre_hook(lambda _, args, kwargs: (args, rows.cut(kwargs)), with_kwargs=True),
-        lm.get_output_embeddings().register_forward_pre_hook(lambda _, args: scores.take(*args, rows.held)),
-        lm.register_forward_hook(lambda _, args, output: scores.stand_in(output)),
+        lm.register_forward_pre_hook(lambda _, args, kwargs: (args, rows.trim_inputs(kwargs)), with_kwargs=True),
+        lm_head.register_forward_pre_hook(lambda _, args: chunked.capture_hidden(*args, rows.active)),
+        lm.register_forward_hook(lambda _, args, output: chunked.placeholder_output(output)),
     ]
-    # processors of the library's own would come before the scores are there
-    without = copy.copy(settings)
-    without.no_repeat_ngram_size, without.forced_eos_token_id = 0, None
+    # transformers would run its own processors before the logits are computed
+    without_processors = copy.copy(generation_config)
+    without_processors.no_repeat_ngram_size, without_processors.forced_eos_token_id = 0, None
     try:
-        with sharing(lm, decoder, context):
+        with shared_encoder_rows(lm, decoder, context):
             return lm.generate(
-                # only the number of rows is read of it, and a copy made for each beam: `_Rows` has the states
-                encoder_outputs=BaseModelOutput(last_hidden_state=states[:, :1, :1]),
-                attention_mask=kinds[:, :1],
+                # only its number of rows is used, and copied per beam: `_ActiveRows` holds the hidden states
+                encoder_outputs=BaseModelOutput(last_hidden_state=hidden_states[:, :1, :1]),
+                attention_mask=token_types[:, :1],
                 cache=rows.cache,
-                stopping_criteria=StoppingCriteriaList([rows.ending]),
-                logits_processor=LogitsProcessorList([scores, *logits.processors(settings), *processors]),
-                generation_config=without,
+                stopping_criteria=StoppingCriteriaList([rows.tracker]),
+                logits_processor=LogitsProcessorList([chunked, *logits.processors(generation_config), *processors]),
+                generation_config=without_processors,
             )
     finally:
         for handle in handles:
@@ -89,129 +95,139 @@ def generate(
 
 
 @contextmanager
-def sharing(lm: PreTrainedModel, decoder: nn.Module, context: Context) -> Iterator[None]:
-    """While this runs, the decoder takes several rows for a row of the encoder: they share its keys, values and x_R.
+def shared_encoder_rows(lm: PreTrainedModel, decoder: nn.Module, context: Context) -> Iterator[None]:
+    """Let the decoder take several rows per encoder row, which share its keys, values and x_R.
 
     Args:
-        lm: attends by `shared_kv_attention.KERNEL`.
-        decoder: its decoder stack, with `Context.door` on it.
+        lm: uses attention implementation `shared_kv_attention.BASE_IMPL`.
+        decoder: its decoder stack, with `Context.decoder_pre_hook` installed.
+        context: routing context of the model.
     """
 
-    def spread_x_r(stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        # behind the door, which has set an x_R for each row of the encoder's states
-        times = len(kwargs["input_ids"]) // len(kwargs["encoder_hidden_states"])
-        if times > 1 and context.wanted:
+    def repeat_x_r(stack: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        # runs after the context's pre-hook, which has set one x_R per encoder row
+        repeats = len(kwargs["input_ids"]) // len(kwargs["encoder_hidden_states"])
+        if repeats > 1 and context.needs_x_r:
             x_r, valid = context.x_r("decoder")
-            valid = None if valid is None else valid.repeat_interleave(times, 0)
-            context.put("decoder", x_r.repeat_interleave(times, 0), valid)
+            valid = None if valid is None else valid.repeat_interleave(repeats, 0)
+            context.set_x_r("decoder", x_r.repeat_interleave(repeats, 0), valid)
 
-    handle = decoder.register_forward_pre_hook(spread_x_r, with_kwargs=True)
-    lm.set_attn_implementation(shared_kv_attention.SHARED)
+    handle = decoder.register_forward_pre_hook(repeat_x_r, with_kwargs=True)
+    lm.set_attn_implementation(shared_kv_attention.SHARED_KV_IMPL)
     try:
         yield
     finally:
-        lm.set_attn_implementation(shared_kv_attention.KERNEL)
+        lm.set_attn_implementation(shared_kv_attention.BASE_IMPL)
         handle.remove()
 
 
-def can_share(lm: PreTrainedModel) -> bool:
-    """Whether `sharing` is for this model; otherwise the library's own way gives the same results, slower."""
-    return lm.config._attn_implementation == shared_kv_attention.KERNEL
+def supports_sharing(lm: PreTrainedModel) -> bool:
+    """Whether `shared_encoder_rows` works for this model. Without it results are the same, only slower."""
+    return lm.config._attn_implementation == shared_kv_attention.BASE_IMPL
 
 
-class _Rows:
-    """Which rows a step computes, and where they lie.
+class _ActiveRows:
+    """The rows a step computes, and their positions in the caches.
 
-    A row of the library's is ``example * beams + beam``; here only the examples in ``held`` have rows.
+    Row ``example * num_beams + beam`` of transformers is computed only for the examples in ``active``.
 
     Args:
-        states, kinds: of the encoder, [B, S, d] and [B, S].
-        settings: of the generation.
-        self_attention: an empty cache.
+        hidden_states, token_types: encoder output [B, S, d] and types [B, S].
+        generation_config: generation settings.
+        self_attention_cache: an empty cache.
     """
 
     def __init__(
-        self, states: torch.Tensor, kinds: torch.Tensor, settings: GenerationConfig, self_attention: DynamicCache
+        self,
+        hidden_states: torch.Tensor,
+        token_types: torch.Tensor,
+        generation_config: GenerationConfig,
+        self_attention_cache: DynamicCache,
     ):
-        self.states, self.kinds, self.settings = states, kinds, settings
-        self.examples, self.beams = len(states), settings.num_beams
-        self.held = torch.arange(self.examples, device=states.device)
-        self.width = 1
-        """Rows of an example in the cache of self-attention."""
-        self.ending = _Ending(self.examples, settings, states.device)
-        self.cache = _Cache(self_attention, DynamicCache())
+        self.hidden_states, self.token_types = hidden_states, token_types
+        self.generation_config = generation_config
+        self.num_examples, self.num_beams = len(hidden_states), generation_config.num_beams
+        self.active = torch.arange(self.num_examples, device=hidden_states.device)
+        self.rows_per_example = 1
+        """Rows per example in the self-attention cache."""
+        self.tracker = _FinishedTracker(self.num_examples, generation_config, hidden_states.device)
+        self.cache = _Cache(self_attention_cache, DynamicCache())
 
-    def cut(self, kwargs: dict[str, Any]) -> dict[str, Any]:
-        """The language model's arguments for the rows that must be computed."""
+    def trim_inputs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The language model's arguments, restricted to the rows that must be computed."""
         ids = kwargs["decoder_input_ids"]
-        # nothing is cached before the first step, in which the beams of an example are the same
-        ids = ids[:: self.beams] if self.cache.get_seq_length() == 0 else ids[self._next_rows()]
-        encoded = BaseModelOutput(last_hidden_state=self.states)
-        return kwargs | {"decoder_input_ids": ids, "encoder_outputs": encoded, "attention_mask": self.kinds}
+        # the cache is empty before the first step, in which the beams of an example are equal
+        ids = ids[:: self.num_beams] if self.cache.get_seq_length() == 0 else ids[self._next_rows()]
+        encoded = BaseModelOutput(last_hidden_state=self.hidden_states)
+        return kwargs | {"decoder_input_ids": ids, "encoder_outputs": encoded, "attention_mask": self.token_types}
 
     def _next_rows(self) -> torch.Tensor:
-        """The library's rows to compute next, with everything that is held put into their order."""
-        open_ = (~self.ending.finished[self.held]).nonzero().flatten()
-        if not len(open_) or self._end_is_forced():
-            # nobody looks at what comes out: one example stands for all. (None is left where processes that share the
-            # weights' shards step on together until the last of them has finished.)
-            open_ = open_.new_zeros(1)
-        where = self.held.new_zeros(self.examples)
-        where[self.held] = torch.arange(len(self.held), device=where.device)
-        if len(open_) < len(self.held):
-            self.held = self.held[open_]
-            self.states, self.kinds = self.states[open_], self.kinds[open_]
-            self.cache.cross_attention_cache.reorder_cache(open_)
-        rows = (self.held.unsqueeze(1) * self.beams + torch.arange(self.beams, device=where.device)).flatten()
-        source = rows if self.cache.order is None else self.cache.order[rows]
-        example, beam = source // self.beams, source % self.beams
-        source = where[example] * self.width + (beam if self.width > 1 else 0)
+        """Transformers' rows to compute next; reorders caches and encoder rows to match."""
+        unfinished = (~self.tracker.finished[self.active]).nonzero().flatten()
+        if not len(unfinished) or self._end_is_forced():
+            # the result is not used, so one example is enough. (None is unfinished where processes that share sharded
+            # weights keep stepping together until the last of them has finished.)
+            unfinished = unfinished.new_zeros(1)
+        position = self.active.new_zeros(self.num_examples)
+        position[self.active] = torch.arange(len(self.active), device=position.device)
+        if len(unfinished) < len(self.active):
+            self.active = self.active[unfinished]
+            self.hidden_states, self.token_types = self.hidden_states[unfinished], self.token_types[unfinished]
+            self.cache.cross_attention_cache.reorder_cache(unfinished)
+        beams = torch.arange(self.num_beams, device=position.device)
+        rows = (self.active.unsqueeze(1) * self.num_beams + beams).flatten()
+        source = rows if self.cache.beam_order is None else self.cache.beam_order[rows]
+        example, beam = source // self.num_beams, source % self.num_beams
+        source = position[example] * self.rows_per_example + (beam if self.rows_per_example > 1 else 0)
         self.cache.self_attention_cache.reorder_cache(source)
-        self.width = self.beams
+        self.rows_per_example = self.num_beams
         return rows
 
     def _end_is_forced(self) -> bool:
-        """Whether the next token is the end whatever the language model says."""
+        """Whether the next token is the end token regardless of the logits."""
         length = self.cache.get_seq_length() + 1
-        return self.settings.forced_eos_token_id is not None and length == self.settings.max_length - 1
+        forced = self.generation_config.forced_eos_token_id is not None
+        return forced and length == self.generation_config.max_length - 1
 
 
 class _Cache(EncoderDecoderCache):
-    """Keys and values of the rows that `_Rows` computes, and which beams the library goes on with."""
+    """Keys and values of the rows that `_ActiveRows` computes, and the beams transformers continues with."""
 
-    order: torch.Tensor | None = None
+    beam_order: torch.Tensor | None = None
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
-        """Kept for `_Rows`, which moves rows once, with those that fall away."""
-        self.order = beam_idx
+        """Record the order for `_ActiveRows`, which reorders and drops rows in one operation."""
+        self.beam_order = beam_idx
 
 
-class _Ending(StoppingCriteria):
-    """Stops nothing; sees which examples are finished: those whose result the rest of the search cannot change.
+class _FinishedTracker(StoppingCriteria):
+    """Tracks examples whose result the rest of the search cannot change. Never stops generation itself.
 
     Args:
-        examples: how many there are, B.
+        num_examples: B.
+        generation_config: generation settings.
+        device: of the token ids.
     """
 
-    def __init__(self, examples: int, settings: GenerationConfig, device: torch.device):
-        self.beams = settings.num_beams
-        # without early stopping a finished example's beams may still be bettered, and only the library knows when not
-        self.tells = self.beams == 1 or settings.early_stopping is True
-        self.ends = torch.tensor(settings.eos_token_id, device=device).flatten()
-        self.ended = torch.zeros(examples, dtype=torch.long, device=device)
+    def __init__(self, num_examples: int, generation_config: GenerationConfig, device: torch.device):
+        self.num_beams = generation_config.num_beams
+        # without early stopping a finished example's beams may still improve, and only transformers knows when not
+        self.can_detect_finish = self.num_beams == 1 or generation_config.early_stopping is True
+        self.eos_token_ids = torch.tensor(generation_config.eos_token_id, device=device).flatten()
+        self.num_ended = torch.zeros(num_examples, dtype=torch.long, device=device)
 
     @property
     def finished(self) -> torch.Tensor:
-        """Of each example [B]."""
-        return self.ended >= (self.beams if self.tells else 10**9)
+        """Whether each example is finished [B]."""
+        return self.num_ended >= (self.num_beams if self.can_detect_finish else 10**9)
 
     def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
-        """False for every row.
+        """Count ended beams; returns False for every row.
 
         Args:
-            input_ids: an example's candidates stand side by side, the best first; of a beam search there are more of
-                them than beams, of which only so many may end.
+            input_ids: candidates of each example, adjacent and best first. Beam search has more candidates than beams,
+                of which only ``num_beams`` may end.
         """
-        candidates = input_ids[:, -1].unflatten(0, (len(self.ended), -1))[:, : self.beams]
-        self.ended += torch.isin(candidates, self.ends).sum(1)
+        candidates = input_ids[:, -1].unflatten(0, (len(self.num_ended), -1))[:, : self.num_beams]
+        self.num_ended += torch.isin(candidates, self.eos_token_ids).sum(1)
         return input_ids.new_zeros(len(input_ids), dtype=torch.bool)

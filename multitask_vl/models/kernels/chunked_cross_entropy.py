@@ -1,4 +1,4 @@
-"""What is each target token's loss, without the scores of all of them at once: the vocabulary product in chunks."""
+"""Chunked cross-entropy: the loss of every target token without materializing all logits."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
-IGNORED = -100
+IGNORE_INDEX = -100
 """Label of a position without a target."""
-SCORES_AT_ONCE = 2**23
-"""Scores alive at the same time: 32 MiB of them in float32, 166 rows of BART's vocabulary."""
+LOGITS_PER_CHUNK = 2**23
+"""Logits in memory at the same time: 32 MiB in float32, 166 rows of BART's vocabulary."""
 
 
-class Head(NamedTuple):
-    """The map from decoder states to scores of the next token.
+class LMHead(NamedTuple):
+    """Language-model head: the linear layer from decoder hidden states to logits.
 
     Attributes:
         weight: [V, d].
         bias: [V], or None.
-        scale: the states are multiplied by it first.
+        scale: factor applied to the hidden states first.
     """
 
     weight: torch.Tensor
@@ -28,77 +28,78 @@ class Head(NamedTuple):
     scale: float = 1.0
 
     def scaled(self, hidden: torch.Tensor) -> torch.Tensor:
-        """The states [..., d] that the weight is multiplied with."""
+        """Hidden states [..., d] multiplied by `scale`, the input of the weight."""
         return hidden if self.scale == 1.0 else hidden * self.scale
 
-    def scores(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[..., d] -> [..., V]."""
-        # a bias is a buffer that nobody holds in the weight's precision
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Logits: [..., d] -> [..., V]."""
+        # a bias may be a buffer in another precision than the weight
         bias = None if self.bias is None else self.bias.to(self.weight.dtype)
         return F.linear(self.scaled(hidden), self.weight, bias)
 
 
-def token_loss(hidden: torch.Tensor, labels: torch.Tensor, head: Head) -> torch.Tensor:
+def per_token_cross_entropy(hidden: torch.Tensor, labels: torch.Tensor, head: LMHead) -> torch.Tensor:
     """Cross-entropy of every target token [B, T] in float32, 0 where the label is ignored.
 
-    The same as `F.cross_entropy` over ``head.scores(hidden)``, but there are scores only for positions with a target,
-    and only for some of them at a time. With a frozen head the derivative by the states is taken on the spot, while a
-    chunk's scores are there; the backward pass then only multiplies rows. A trained head needs the gradients of the
-    losses first, so that its scores are computed a second time. Without gradients there are only losses.
+    Equals `F.cross_entropy` over ``head.logits(hidden)``, but logits are computed only for positions with a target, and
+    only for a chunk of them at a time. With a frozen head the gradient for the hidden states is computed in the forward
+    pass, while a chunk's logits are in memory, and the backward pass only scales rows. A trainable head needs the
+    gradients of the losses first, so its logits are computed a second time. Without gradients only losses are computed.
 
     Args:
-        hidden: decoder states [B, T, d].
-        labels: token ids [B, T], `IGNORED` where there is no target.
-        head: what scores the next token.
+        hidden: decoder hidden states [B, T, d].
+        labels: token ids [B, T], `IGNORE_INDEX` where there is no target.
+        head: language-model head.
     """
-    valid = labels != IGNORED
+    valid = labels != IGNORE_INDEX
     states, weight, bias = head.scaled(hidden[valid]), head.weight, head.bias
     if torch.is_autocast_enabled(hidden.device.type):
-        # once here, not once a chunk; nothing is copied of a weight that is held in this precision
+        # cast once here instead of once per chunk; a weight that already has this dtype is not copied
         dtype = torch.get_autocast_dtype(hidden.device.type)
         states, weight = states.to(dtype), weight.to(dtype)
     bias = None if bias is None else bias.to(weight.dtype)
-    trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-    function = _TrainedHead if trained else _FrozenHead
+    trainable = weight.requires_grad or (bias is not None and bias.requires_grad)
+    function = _TrainableHeadCE if trainable else _FrozenHeadCE
     losses = function.apply(states, weight, bias, labels[valid], torch.is_grad_enabled())
     return losses.new_zeros(labels.shape).masked_scatter(valid, losses)
 
 
-class _FrozenHead(torch.autograd.Function):
-    """Losses [N]. Keeps their derivative by the states, [N, d]."""
+class _FrozenHeadCE(torch.autograd.Function):
+    """Losses [N]. Saves their gradient for the hidden states [N, d]."""
 
     @staticmethod
     def forward(ctx, states, weight, bias, labels, with_gradients):
-        wanted = with_gradients and ctx.needs_input_grad[0]
+        needs_grad = with_gradients and ctx.needs_input_grad[0]
         losses = states.new_empty(len(states), dtype=torch.float32)
-        slopes = torch.empty_like(states) if wanted else None
-        scores = _Scores(states, weight, bias)
+        grad_states = torch.empty_like(states) if needs_grad else None
+        logits = _LogitChunks(states, weight, bias)
         with torch.autocast(states.device.type, enabled=False):
-            for rows in scores.chunks:
-                log_shares, losses[rows] = scores.losses(states[rows], labels[rows])
-                if wanted:
-                    torch.mm(scores.narrowed(scores.slopes(log_shares, labels[rows])), weight, out=slopes[rows])
-        ctx.save_for_backward(slopes)
+            for rows in logits.chunks:
+                log_probs, losses[rows] = logits.losses(states[rows], labels[rows])
+                if needs_grad:
+                    grad_logits = logits.to_weight_dtype(logits.grad_logits(log_probs, labels[rows]))
+                    torch.mm(grad_logits, weight, out=grad_states[rows])
+        ctx.save_for_backward(grad_states)
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        (slopes,) = ctx.saved_tensors
+        (grad_states,) = ctx.saved_tensors
         # in float32: with a scaled loss the factors leave float16's range
-        return (slopes * grad.unsqueeze(-1)).to(slopes.dtype), None, None, None, None
+        return (grad_states * grad.unsqueeze(-1)).to(grad_states.dtype), None, None, None, None
 
 
-class _TrainedHead(torch.autograd.Function):
-    """Losses [N]. Computes a chunk's scores again to differentiate by states, weight and bias."""
+class _TrainableHeadCE(torch.autograd.Function):
+    """Losses [N]. Recomputes each chunk's logits for the gradients of hidden states, weight and bias."""
 
     @staticmethod
     def forward(ctx, states, weight, bias, labels, with_gradients):
         losses = states.new_empty(len(states), dtype=torch.float32)
-        scores = _Scores(states, weight, bias)
+        logits = _LogitChunks(states, weight, bias)
         with torch.autocast(states.device.type, enabled=False):
-            for rows in scores.chunks:
-                _, losses[rows] = scores.losses(states[rows], labels[rows])
+            for rows in logits.chunks:
+                _, losses[rows] = logits.losses(states[rows], labels[rows])
         ctx.save_for_backward(states, weight, bias, labels)
         return losses
 
@@ -106,66 +107,68 @@ class _TrainedHead(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, grad):
         states, weight, bias, labels = ctx.saved_tensors
-        for_states, for_weight, for_bias = ctx.needs_input_grad[:3]
-        d_states = torch.empty_like(states) if for_states else None
-        # sums over chunks are float32, whatever the chunks are computed in
-        d_weight = torch.zeros_like(weight, dtype=torch.float32) if for_weight else None
-        d_bias = torch.zeros_like(bias, dtype=torch.float32) if for_bias else None
-        scores = _Scores(states, weight, bias)
+        needs_states, needs_weight, needs_bias = ctx.needs_input_grad[:3]
+        grad_states = torch.empty_like(states) if needs_states else None
+        # sums over chunks are float32, whatever dtype the chunks are computed in
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if needs_bias else None
+        logits = _LogitChunks(states, weight, bias)
         with torch.autocast(states.device.type, enabled=False):
-            for rows in scores.chunks:
-                log_shares, _ = scores.losses(states[rows], labels[rows])
-                slopes = scores.slopes(log_shares, labels[rows]).mul_(grad[rows].unsqueeze(-1))
-                if for_bias:
-                    d_bias += slopes.sum(0)
-                slopes = scores.narrowed(slopes)
-                if for_states:
-                    torch.mm(slopes, weight, out=d_states[rows])
-                if for_weight and weight.dtype == torch.float32:
-                    d_weight.addmm_(slopes.t(), states[rows])
-                elif for_weight:
-                    d_weight += slopes.t() @ states[rows]
-        d_weight = None if d_weight is None else d_weight.to(weight.dtype)
-        d_bias = None if d_bias is None else d_bias.to(bias.dtype)
-        return d_states, d_weight, d_bias, None, None
+            for rows in logits.chunks:
+                log_probs, _ = logits.losses(states[rows], labels[rows])
+                grad_logits = logits.grad_logits(log_probs, labels[rows]).mul_(grad[rows].unsqueeze(-1))
+                if needs_bias:
+                    grad_bias += grad_logits.sum(0)
+                grad_logits = logits.to_weight_dtype(grad_logits)
+                if needs_states:
+                    torch.mm(grad_logits, weight, out=grad_states[rows])
+                if needs_weight and weight.dtype == torch.float32:
+                    grad_weight.addmm_(grad_logits.t(), states[rows])
+                elif needs_weight:
+                    grad_weight += grad_logits.t() @ states[rows]
+        grad_weight = None if grad_weight is None else grad_weight.to(weight.dtype)
+        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
+        return grad_states, grad_weight, grad_bias, None, None
 
 
-class _Scores:
-    """Scores of some rows at a time, in memory that is asked for once.
+class _LogitChunks:
+    """Logits of one chunk of rows at a time, in a buffer that is allocated once.
 
-    A block of this size is given back to the system when it is freed, and to get its pages again costs as much as to
-    compute what is written there.
+    Freeing a buffer of this size returns it to the system, and page faults on a new one cost as much as computing the
+    logits.
 
     Attributes:
-        chunks: the rows to be taken together, one stretch after the other.
+        chunks: slices of rows, one per chunk, in order.
     """
 
     def __init__(self, states: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None):
-        size = max(1, min(len(states), SCORES_AT_ONCE // len(weight)))
+        size = max(1, min(len(states), LOGITS_PER_CHUNK // len(weight)))
         self.chunks = [slice(start, start + size) for start in range(0, len(states), size)]
         self._weight, self._bias = weight, bias
-        self._scores = weight.new_empty(size, len(weight))
-        float32 = weight.dtype == torch.float32
-        self._in_float32 = self._scores if float32 else torch.empty_like(self._scores, dtype=torch.float32)
+        self._logits = weight.new_empty(size, len(weight))
+        is_float32 = weight.dtype == torch.float32
+        self._float32 = self._logits if is_float32 else torch.empty_like(self._logits, dtype=torch.float32)
 
     def losses(self, states: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logarithms of the softmax [n, V] and the losses [n], in float32; the next call overwrites the first."""
-        scores, log_shares = self._scores[: len(states)], self._in_float32[: len(states)]
+        """Log-probabilities [n, V] and losses [n] in float32. The next call overwrites the log-probabilities."""
+        logits, log_probs = self._logits[: len(states)], self._float32[: len(states)]
         if self._bias is None:
-            torch.mm(states, self._weight.t(), out=scores)
+            torch.mm(states, self._weight.t(), out=logits)
         else:
-            torch.addmm(self._bias, states, self._weight.t(), out=scores)
-        if scores.dtype != torch.float32:
-            log_shares.copy_(scores)
-        torch.log_softmax(log_shares, -1, out=log_shares)
-        return log_shares, -log_shares.gather(1, labels.unsqueeze(1)).squeeze(1)
+            torch.addmm(self._bias, states, self._weight.t(), out=logits)
+        if logits.dtype != torch.float32:
+            log_probs.copy_(logits)
+        torch.log_softmax(log_probs, -1, out=log_probs)
+        return log_probs, -log_probs.gather(1, labels.unsqueeze(1)).squeeze(1)
 
-    def slopes(self, log_shares: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Derivative of each loss by its scores [n, V]: softmax minus one at the label. Overwrites ``log_shares``."""
-        slopes = log_shares.exp_()
-        slopes[torch.arange(len(slopes), device=slopes.device), labels] -= 1
-        return slopes
+    def grad_logits(self, log_probs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Gradient of each loss by its logits [n, V]: softmax minus one at the label. Overwrites ``log_probs``."""
+        grad_logits = log_probs.exp_()
+        grad_logits[torch.arange(len(grad_logits), device=grad_logits.device), labels] -= 1
+        return grad_logits
 
-    def narrowed(self, slopes: torch.Tensor) -> torch.Tensor:
-        """What `slopes` gave, in the precision of the weight."""
-        return slopes if slopes.dtype == self._weight.dtype else self._scores[: len(slopes)].copy_(slopes)
+    def to_weight_dtype(self, grad_logits: torch.Tensor) -> torch.Tensor:
+        """The result of `grad_logits`, cast to the weight's dtype into the buffer."""
+        if grad_logits.dtype == self._weight.dtype:
+            return grad_logits
+        return self._logits[: len(grad_logits)].copy_(grad_logits)

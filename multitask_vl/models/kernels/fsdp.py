@@ -1,8 +1,7 @@
-"""How do processes share the weights that nobody trains: each keeps a part, and a layer is whole while it works.
+"""FSDP over frozen weights: each process holds a shard, and a layer is gathered while it computes.
 
-The frozen matrices of the layers are put into shards by torch's FSDP2; what is trained, a few percent, stays whole and
-the same on every process, as under plain data parallelism. So gradients, moments, checkpoints and adapters know nothing
-of shards.
+The layers' frozen matrices are sharded with torch's FSDP2. Trainable parameters, a few percent, are replicated as in
+plain data parallelism, so gradients, optimizer states, checkpoints and adapters are unaffected by sharding.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ from multitask_vl.errors import InputError
 from multitask_vl.models.seq2seq import VLSeq2Seq
 
 
-class Sharded(nn.Module):
-    """Where a training pass enters a model whose layers are in shards; every process must enter as often.
+class FSDPModel(nn.Module):
+    """Training wrapper of a model with sharded layers. Every process must call it equally often.
 
     Args:
-        model: it is changed in place. Predictions use it as it is, within `whole`.
+        model: modified in place. Predictions use it directly, inside `unsharded`.
 
     Raises:
         InputError: no layer has a frozen matrix.
@@ -36,35 +35,35 @@ class Sharded(nn.Module):
         super().__init__()
         self.model = model
         mesh = init_device_mesh(model.visual.project.weight.device.type, (dist.get_world_size(),))
-        self.total = 0
-        """How many weights are in shards, all processes' together."""
+        self.num_sharded = 0
+        """Number of sharded parameters, over all processes."""
         for layer in model.lm.modules():
             if isinstance(layer, GradientCheckpointingLayer) and (frozen := _frozen_matrices(layer)):
-                self.total += sum(matrix.numel() for matrix in frozen)
+                self.num_sharded += sum(matrix.numel() for matrix in frozen)
                 fully_shard(layer, mesh=mesh, reshard_after_forward=True, ignored_params={*layer.parameters()} - frozen)
-        if not self.total:
+        if not self.num_sharded:
             raise InputError(
-                "FSDP puts frozen weights into shards, and here every matrix of the layers is trained; launch with "
+                "FSDP shards frozen weights, but every matrix of the layers is trainable; launch with "
                 "configs/accelerate/many_gpus_ddp.yaml"
             )
-        # a root without weights of its own, by which layers know their order and fetch the next one ahead
+        # a root without parameters of its own, through which layers know their order and prefetch the next one
         fully_shard(self, mesh=mesh, ignored_params={*self.parameters()})
-        for parameter in model.trainable().values():
+        for parameter in model.trainable_parameters().values():
             dist.broadcast(parameter.data, src=0)
-        # the first to run becomes the root, and predictions, which may come first, enter the layers only
+        # the first module to run becomes the root, and predictions, which may run first, only call the layers
         self(None)
 
     def forward(self, batch: Batch | None) -> torch.Tensor | None:
-        """As the model's; None for None."""
+        """The model's forward pass; None for None."""
         return None if batch is None else self.model(batch)
 
 
 @contextmanager
-def whole(model: nn.Module) -> Iterator[None]:
-    """While this runs, every process has all weights: in predictions one has more batches and tokens than another."""
+def unsharded(model: nn.Module) -> Iterator[None]:
+    """Gather all weights on every process, for predictions, where processes differ in batches and tokens."""
     layers = [module for module in model.modules() if isinstance(module, FSDPModule)]
     try:
-        # what inference mode makes could not be trained with afterwards
+        # tensors created in inference mode could not be trained with afterwards
         with torch.inference_mode(False):
             for layer in layers:
                 layer.set_reshard_after_forward(False, recurse=False)
@@ -77,6 +76,6 @@ def whole(model: nn.Module) -> Iterator[None]:
 
 
 def _frozen_matrices(layer: nn.Module) -> set[nn.Parameter]:
-    """Weights of its linear maps that are not trained. All else is small, or is read from outside of a layer."""
+    """Frozen weights of the layer's linear modules. Other parameters are small, or are used outside the layer."""
     linear = (module for module in layer.modules() if isinstance(module, nn.Linear))
     return {module.weight for module in linear if not module.weight.requires_grad}

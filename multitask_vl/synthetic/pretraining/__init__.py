@@ -1,1 +1,1 @@
-"""Pretraining of the bundled tiny CLIP and BART."""
+"""Pretraining of the bundled tiny CLIP and tiny BART."""

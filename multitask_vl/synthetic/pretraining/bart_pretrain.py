@@ -1,6 +1,6 @@
-"""How is the tiny BART made: documents of the world's language, collapsed ones first, plain ones from the middle on.
+"""Pretraining of the tiny BART on documents in the synthetic world's language.
 
-python -m multitask_vl.synthetic.pretraining.pretrain bart [--updates N] [--out FOLDER]
+Collapsed documents come first; from the middle on, plain documents are mixed in.
 """
 
 from __future__ import annotations
@@ -10,301 +10,317 @@ import json
 import math
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
+from transformers import BartForConditionalGeneration
 
-from multitask_vl.synthetic.pretraining.bart_card import card
-from multitask_vl.synthetic.pretraining.bart_model import Documents, Reader, fresh_bart, tiny_config
-from multitask_vl.synthetic.pretraining.bart_probe import ASKED, PER_SKILL, WEIGHTS, probe, table
+from multitask_vl.synthetic.pretraining.bart_card import write_card
+from multitask_vl.synthetic.pretraining.bart_model import DocumentBatch, PretrainingModel, init_bart, tiny_config
+from multitask_vl.synthetic.pretraining.bart_probe import DOCUMENTS_PER_SKILL, format_results, probe
 from multitask_vl.synthetic.pretraining.text_batches import (
     DENOISE,
-    GARBLED,
+    NUM_CELLS,
     VALUE_COUNTS,
-    Collator,
-    all_words,
-    make_denoising,
+    DocumentCollator,
+    denoising_document,
+    tokenizer_words,
 )
-from multitask_vl.synthetic.pretraining.text_documents import GENERATORS, SKILLS, Document, Maker
-from multitask_vl.synthetic.scenes import FEWEST, GRID, MOST, stream
+from multitask_vl.synthetic.pretraining.text_documents import GENERATORS, SKILLS, Document, DocumentBuilder
+from multitask_vl.synthetic.scenes import GRID, MAX_OBJECTS, MIN_OBJECTS, rng_for
 from multitask_vl.synthetic.tokenizer import build_tokenizer, save_tokenizer
 
 PROBE_SEED = 1
-"""Probe of the card; the command's own probe takes another."""
+"""Seed of the card's probe; the probe command has another default."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What decides a pretraining run, together with the code."""
+    """Hyperparameters; the defaults are those of the bundled weights."""
 
     seed: int = 0
     updates: int = 4800
-    documents: int = 64
-    """Documents an update."""
+    batch_size: int = 64
+    """Documents per update."""
     lr: float = 1e-3
-    warmup: int = 100
-    decay_from: float = 0.7
-    """Share of the run after which the rate falls to zero, as a cosine."""
-    plain_from: float = 5 / 12
-    """Share of the run after which half of the documents are told in words."""
-    plain_share: float = 0.4
-    full_grid_from: float = 25 / 48
-    """Share of the run after which every empty cell is present; before, at most two a picture, which is much quicker
-    and teaches all but the counting."""
-    noise: float = 0.15
-    """Spread of the noise on a cell's vector, whose own spread is 1."""
-    sentences: float = 0.08
-    """Share of captions, and again of denoising, among the documents."""
+    warmup_steps: int = 100
+    decay_start: float = 0.7
+    """Fraction of the run after which the learning rate decays to zero along a cosine."""
+    plain_start: float = 5 / 12
+    """Fraction of the run after which plain documents are mixed in."""
+    plain_fraction: float = 0.4
+    full_grid_start: float = 25 / 48
+    """Fraction of the run after which every empty cell is present. Before, at most two per image, which is faster and
+    teaches everything but counting."""
+    noise_std: float = 0.15
+    """Std of the noise on a cell's vector, which has std 1."""
+    sentence_fraction: float = 0.08
+    """Fraction of captions among all documents, and of denoising among the plain ones."""
     promote_at: float = 0.88
-    """Running accuracy at which a template may have one object more."""
+    """Running accuracy at which a template gets one more object."""
     unlock_at: float = 0.8
-    """Mean running accuracy of look-up and existence from which the other templates come in; told in words, only once
-    it has been reached with MOST objects."""
-    average: float = 0.998
-    """Decay of the running mean of the weights, which is what is kept."""
+    """Mean running accuracy of the base skills that unlocks the other templates; in the plain form, only once it has
+    been reached with MAX_OBJECTS objects."""
+    ema_decay: float = 0.998
+    """Decay of the exponential moving average of the weights, which is what is saved."""
     d_model: int = 128
     encoder_layers: int = 3
     decoder_layers: int = 3
 
 
-FIRST = ("look-up", "existence")
-"""Skills learnt first: all others are made of them."""
+BASE_SKILLS = ("look-up", "existence")
+"""Skills that are learned first: all others build on them."""
 
 
 @dataclass
 class Curriculum:
-    """Which template, how hard: running accuracies of one form (collapsed or plain)."""
+    """Sampling of templates and difficulty from the running accuracies of one form (collapsed or plain)."""
 
     promote_at: float
     unlock_at: float
-    unlock_most: int
-    right: dict[str, float] = field(default_factory=dict)
-    most: dict[str, int] = field(default_factory=dict)
+    unlock_objects: int
+    accuracy: dict[str, float] = field(default_factory=dict)
+    max_objects: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self):
         for template, skill in SKILLS.items():
             if skill != "caption":
-                self.right.setdefault(template, 0.3)
-                self.most.setdefault(template, FEWEST)
+                self.accuracy.setdefault(template, 0.3)
+                self.max_objects.setdefault(template, MIN_OBJECTS)
 
-    def draw(self, rng: random.Random) -> str:
-        """A template: one of FIRST until these are learnt; later mostly one not mastered, or of a skill with few."""
-        first = [name for name in self.right if SKILLS[name] in FIRST]
-        mastered = sum(self.right[name] for name in first) >= self.unlock_at * len(first)
-        if not mastered or min(self.most[name] for name in first) < self.unlock_most:
-            return rng.choice(first if rng.random() < 0.9 else list(self.right))
-        kin = list(map(SKILLS.get, self.right))
+    def sample(self, rng: random.Random) -> str:
+        """Sample a template: base skills until they are learned; later mostly templates that are not mastered."""
+        base = [name for name in self.accuracy if SKILLS[name] in BASE_SKILLS]
+        learned = sum(self.accuracy[name] for name in base) >= self.unlock_at * len(base)
+        if not learned or min(self.max_objects[name] for name in base) < self.unlock_objects:
+            return rng.choice(base if rng.random() < 0.9 else list(self.accuracy))
+        skills = list(map(SKILLS.get, self.accuracy))
         weights = [
-            (0.2 + (1 - share if self.most[name] == MOST else 0.6)) / kin.count(SKILLS[name]) ** 0.5
-            for name, share in self.right.items()
+            (0.2 + (1 - accuracy if self.max_objects[name] == MAX_OBJECTS else 0.6)) / skills.count(SKILLS[name]) ** 0.5
+            for name, accuracy in self.accuracy.items()
         ]
-        return rng.choices(list(self.right), weights)[0]
+        return rng.choices(list(self.accuracy), weights)[0]
 
-    def note(self, template: str, right: bool) -> None:
-        """Enter a result; a template that does well gets one object more, and has to prove itself again."""
-        self.right[template] += 0.01 * (right - self.right[template])
-        if self.right[template] > self.promote_at and self.most[template] < MOST:
-            self.most[template] += 1
-            self.right[template] -= 0.1
-
-
-def rate(recipe: Recipe, step: int, progress: float) -> float:
-    """Learning rate: rising over ``warmup`` steps, constant, then a cosine to zero."""
-    fall = max(0.0, progress - recipe.decay_from) / (1 - recipe.decay_from)
-    return recipe.lr * min(1.0, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, fall)))
+    def record(self, template: str, correct: bool) -> None:
+        """Record a result; a template with high accuracy gets one more object and a lower running accuracy."""
+        self.accuracy[template] += 0.01 * (correct - self.accuracy[template])
+        if self.accuracy[template] > self.promote_at and self.max_objects[template] < MAX_OBJECTS:
+            self.max_objects[template] += 1
+            self.accuracy[template] -= 0.1
 
 
-def draw_documents(
+def learning_rate(recipe: Recipe, step: int, progress: float) -> float:
+    """Linear warm-up, constant, then cosine decay to zero."""
+    decay = max(0.0, progress - recipe.decay_start) / (1 - recipe.decay_start)
+    return recipe.lr * min(1.0, (step + 1) / recipe.warmup_steps) * 0.5 * (1 + math.cos(math.pi * min(1.0, decay)))
+
+
+def sample_documents(
     recipe: Recipe, step: int, progress: float, curricula: dict[bool, Curriculum]
 ) -> tuple[dict[tuple, list[Document]], random.Random]:
-    """The documents of one update by (collapsed, pictures, whole sentence as target), each group one small batch."""
-    rng = stream("bart", recipe.seed, step)
+    """Documents of one update, in groups of equal (collapsed, number of images, whether the target is a sentence)."""
+    rng = rng_for("bart", recipe.seed, step)
     groups: dict[tuple, list[Document]] = {}
-    for _ in range(recipe.documents):
-        collapsed = not (progress >= recipe.plain_from and rng.random() < recipe.plain_share)
-        if rng.random() < recipe.sentences:
-            document = GENERATORS["caption"](Maker(rng, MOST))
-        elif not collapsed and rng.random() < recipe.sentences:
-            document = make_denoising(Maker(rng, MOST))
+    for _ in range(recipe.batch_size):
+        collapsed = not (progress >= recipe.plain_start and rng.random() < recipe.plain_fraction)
+        if rng.random() < recipe.sentence_fraction:
+            document = GENERATORS["caption"](DocumentBuilder(rng, MAX_OBJECTS))
+        elif not collapsed and rng.random() < recipe.sentence_fraction:
+            document = denoising_document(DocumentBuilder(rng, MAX_OBJECTS))
         else:
-            template = curricula[collapsed].draw(rng)
-            document = GENERATORS[template](Maker(rng, rng.randint(FEWEST, curricula[collapsed].most[template])))
-        sentence = SKILLS.get(document.template, DENOISE) in ("caption", DENOISE)
-        groups.setdefault((collapsed, len(document.pictures), sentence), []).append(document)
+            template = curricula[collapsed].sample(rng)
+            max_objects = rng.randint(MIN_OBJECTS, curricula[collapsed].max_objects[template])
+            document = GENERATORS[template](DocumentBuilder(rng, max_objects))
+        is_sentence = SKILLS.get(document.template, DENOISE) in ("caption", DENOISE)
+        groups.setdefault((collapsed, len(document.images), is_sentence), []).append(document)
     return groups, rng
 
 
-def batches(recipe: Recipe, step: int, progress: float, curricula, collate: Collator) -> Iterator[tuple]:
-    """(collapsed, documents, tensors, noise) of each group of the update."""
-    groups, rng = draw_documents(recipe, step, progress, curricula)
+def batches(
+    recipe: Recipe, step: int, progress: float, curricula: dict[bool, Curriculum], collate: DocumentCollator
+) -> Iterator[tuple[bool, list[Document], DocumentBatch, torch.Tensor | None]]:
+    """(collapsed, documents, batch, noise) of each group of the update."""
+    groups, rng = sample_documents(recipe, step, progress, curricula)
     generator = torch.Generator().manual_seed(hash((recipe.seed, step)) % 2**63)
     for (collapsed, _, _), documents in sorted(groups.items()):
-        empties = GRID * GRID if progress >= recipe.full_grid_from else 2
-        tensors: Documents = collate(documents, collapsed, rng, empties)
+        max_empty = NUM_CELLS if progress >= recipe.full_grid_start else 2
+        batch = collate(documents, collapsed, rng, max_empty)
         noise = None
         if collapsed:
-            shape = (*tensors.cell_words.shape[:2], recipe.d_model)
-            noise = recipe.noise * torch.randn(shape, generator=generator)
-        yield collapsed, documents, tensors, noise
+            shape = (*batch.cell_words.shape[:2], recipe.d_model)
+            noise = recipe.noise_std * torch.randn(shape, generator=generator)
+        yield collapsed, documents, batch, noise
 
 
-class Run:
-    """A pretraining run: model, optimiser, running mean, curricula."""
+class PretrainingRun:
+    """Model, optimizer, moving average of the weights, and curricula of a pretraining run."""
 
     def __init__(self, recipe: Recipe):
         self.recipe = recipe
-        self.tokenizer = build_tokenizer(all_words())
-        self.collate = Collator(self.tokenizer)
+        self.tokenizer = build_tokenizer(tokenizer_words())
+        self.collate = DocumentCollator(self.tokenizer)
         config = tiny_config(len(self.tokenizer), recipe.d_model, recipe.encoder_layers, recipe.decoder_layers)
-        bart = fresh_bart(config, recipe.seed, GRID, self.collate.place[0], tuple(self.collate.image))
-        self.reader = Reader(bart, VALUE_COUNTS)
-        for module in bart.modules():  # the stream of documents never repeats: nothing to regularise
+        bart = init_bart(config, recipe.seed, GRID, self.collate.position_ids[0], tuple(self.collate.image_ids))
+        self.model = PretrainingModel(bart, VALUE_COUNTS)
+        for module in bart.modules():  # documents never repeat, so dropout would only slow learning down
             if isinstance(getattr(module, "dropout", None), float):
                 module.dropout = 0.0
-        self.mean = {name: value.detach().clone() for name, value in bart.named_parameters()}
+        self.ema = {name: value.detach().clone() for name, value in bart.named_parameters()}
         self.curricula = {
-            collapsed: Curriculum(recipe.promote_at, recipe.unlock_at, FEWEST if collapsed else MOST)
+            collapsed: Curriculum(recipe.promote_at, recipe.unlock_at, MIN_OBJECTS if collapsed else MAX_OBJECTS)
             for collapsed in (True, False)
         }
         self.wall_s = self.cpu_s = 0.0
         self.optimizer = torch.optim.AdamW(
-            self.reader.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
+            self.model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01, fused=True
         )
 
     def update(self, step: int, progress: float) -> dict[str, float]:
-        """One update; the losses, averaged over its documents."""
+        """Train on one update's documents; returns the losses averaged over them.
+
+        Args:
+            step: number of updates completed before.
+            progress: fraction of the run completed before, 0 to 1.
+        """
         start, cpu = time.monotonic(), time.process_time()
-        sums: dict[str, float] = {}
+        losses: dict[str, float] = {}
         for group in self.optimizer.param_groups:
-            group["lr"] = rate(self.recipe, step, progress)
+            group["lr"] = learning_rate(self.recipe, step, progress)
         self.optimizer.zero_grad(set_to_none=True)
-        for collapsed, documents, tensors, noise in batches(self.recipe, step, progress, self.curricula, self.collate):
-            out = self.reader(tensors, noise)
-            share = len(documents) / self.recipe.documents
-            loss = share * (out["answer"] + out["early"] + out["roles"])
-            loss = loss if collapsed else loss + 0.3 * share * out["values"]
+        for collapsed, documents, batch, noise in batches(self.recipe, step, progress, self.curricula, self.collate):
+            out = self.model(batch, noise)
+            weight = len(documents) / self.recipe.batch_size
+            loss = weight * (out["answer"] + out["encoder_answer"] + out["roles"])
+            loss = loss if collapsed else loss + 0.3 * weight * out["values"]
             loss.backward()
-            for document, right in zip(documents, out["right"].tolist(), strict=True):
-                if document.template in self.curricula[collapsed].right:
-                    self.curricula[collapsed].note(document.template, right)
-            for name in ("answer", "early", "roles", "values"):
-                sums[name] = sums.get(name, 0.0) + share * out[name].item()
-        torch.nn.utils.clip_grad_norm_(self.reader.parameters(), 1.0)
+            for document, correct in zip(documents, out["correct"].tolist(), strict=True):
+                if document.template in self.curricula[collapsed].accuracy:
+                    self.curricula[collapsed].record(document.template, correct)
+            for name in ("answer", "encoder_answer", "roles", "values"):
+                losses[name] = losses.get(name, 0.0) + weight * out[name].item()
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        decay = min(self.recipe.average, (step + 1) / (step + 10))
-        with torch.no_grad():
-            for name, value in self.reader.bart.named_parameters():
-                self.mean[name].lerp_(value, 1 - decay)
+        self._update_ema(step)
         self.wall_s += time.monotonic() - start
         self.cpu_s += time.process_time() - cpu
-        return sums
+        return losses
 
-    def progress(self) -> str:
-        """Running accuracy of each skill, and the objects allowed, in both forms."""
+    @torch.no_grad()
+    def _update_ema(self, step: int) -> None:
+        decay = min(self.recipe.ema_decay, (step + 1) / (step + 10))
+        for name, value in self.model.bart.named_parameters():
+            self.ema[name].lerp_(value, 1 - decay)
+
+    def progress_line(self) -> str:
+        """Running accuracy and mean number of objects of each skill, collapsed form first."""
         parts = []
         for curriculum in self.curricula.values():
-            for skill in dict.fromkeys(SKILLS[name] for name in curriculum.right):
-                names = [name for name in curriculum.right if SKILLS[name] == skill]
-                right = sum(curriculum.right[name] for name in names) / len(names)
-                most = sum(curriculum.most[name] for name in names) / len(names)
-                parts.append(f"{skill} {right:.2f}@{most:.1f}")
+            for skill in dict.fromkeys(SKILLS[name] for name in curriculum.accuracy):
+                names = [name for name in curriculum.accuracy if SKILLS[name] == skill]
+                accuracy = sum(curriculum.accuracy[name] for name in names) / len(names)
+                max_objects = sum(curriculum.max_objects[name] for name in names) / len(names)
+                parts.append(f"{skill} {accuracy:.2f}@{max_objects:.1f}")
             parts.append("|")
         return " ".join(parts[:-1])
 
-    def averaged(self):
-        """A BART with the running mean of the weights."""
-        config = self.reader.bart.config
-        bart = type(self.reader.bart)(config).eval()
-        parameters = dict(bart.named_parameters())  # tied names once, as in the mean
-        if parameters.keys() != self.mean.keys():
-            raise ValueError(f"the mean is of other weights: {sorted(parameters.keys() ^ self.mean.keys())[:3]}")
+    def ema_model(self) -> BartForConditionalGeneration:
+        """BART with the moving average of the weights, in evaluation mode."""
+        bart = BartForConditionalGeneration(self.model.bart.config).eval()
+        parameters = dict(bart.named_parameters())  # tied weights once, as in the average
         with torch.no_grad():
             for name, parameter in parameters.items():
-                parameter.copy_(self.mean[name])
+                parameter.copy_(self.ema[name])
         return bart
 
     def save(self, path: Path, step: int) -> None:
-        """Everything that a later process needs to go on after ``step``."""
+        """Save everything needed to resume after ``step`` updates."""
         state = {
             "step": step,
             "seconds": [self.wall_s, self.cpu_s],
-            "reader": self.reader.state_dict(),
-            "mean": self.mean,
+            "model": self.model.state_dict(),
+            "ema": self.ema,
             "optimizer": self.optimizer.state_dict(),
-            "curricula": {str(k): {"right": c.right, "most": c.most} for k, c in self.curricula.items()},
+            "curricula": {
+                str(k): {"accuracy": c.accuracy, "max_objects": c.max_objects} for k, c in self.curricula.items()
+            },
         }
         torch.save(state, path.with_suffix(".tmp"))
         path.with_suffix(".tmp").replace(path)
 
-    def restore(self, path: Path) -> int:
-        """Go on from a saved run; the number of updates it has made."""
+    def load(self, path: Path) -> int:
+        """Load a saved run; returns the number of updates completed."""
         state = torch.load(path, weights_only=True)
-        self.reader.load_state_dict(state["reader"])
-        self.mean = state["mean"]
-        self.wall_s, self.cpu_s = state.get("seconds", (0.0, 0.0))
+        self.model.load_state_dict(state["model"])
+        self.ema = state["ema"]
+        self.wall_s, self.cpu_s = state["seconds"]
         self.optimizer.load_state_dict(state["optimizer"])
-        for collapsed in (True, False):
+        for collapsed, curriculum in self.curricula.items():
             saved = state["curricula"][str(collapsed)]
-            curriculum = self.curricula[collapsed]
-            curriculum.right, curriculum.most = saved["right"], saved["most"]
+            curriculum.accuracy, curriculum.max_objects = saved["accuracy"], saved["max_objects"]
         return state["step"]
 
 
-def ship(run: Run, folder: Path, how_long: str, per_skill: int) -> str:
-    """Write config, fp16 weights, tokenizer and card, as `from_pretrained` reads them; the probe's table."""
+def save_pretrained(run: PretrainingRun, folder: Path, duration: str, per_skill: int) -> str:
+    """Write config, float16 weights, tokenizer and card in the format of ``from_pretrained``.
+
+    Returns:
+        The probe's results as a table.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    bart = run.averaged().half()
+    bart = run.ema_model().half()
     bart.save_pretrained(folder)
     save_tokenizer(run.tokenizer, folder)
-    found = probe(bart.float(), run.tokenizer, seed=PROBE_SEED, per_skill=per_skill)
-    seen = probe(bart, run.tokenizer, PROBE_SEED, per_skill, held_out=False, forms=("collapsed",))["collapsed"]
+    bart = bart.float()
+    results = probe(bart, run.tokenizer, PROBE_SEED, per_skill)
+    seen_results = probe(bart, run.tokenizer, PROBE_SEED, per_skill, held_out=False, forms=("collapsed",))
     recipe = run.recipe
     facts = {
         "sizes": f"d_model {recipe.d_model}, {recipe.encoder_layers} + {recipe.decoder_layers} layers, 4 heads",
         "parameters": sum(value.numel() for value in bart.parameters()),
         "vocabulary": len(run.tokenizer),
-        "words": len(all_words()),
-        "noise": recipe.noise,
-        "garbled": f"{GARBLED:.0%}",
-        "denoising": f"{recipe.sentences:.0%} of the plain documents",
-        "how_long": how_long,
+        "words": len(tokenizer_words()),
+        "noise": recipe.noise_std,
+        "denoising": f"{recipe.sentence_fraction:.0%} of the plain documents",
+        "duration": duration,
         "seed": PROBE_SEED,
         "per_skill": per_skill,
     }
-    (folder / "README.md").write_text(card(found, seen, list(dict.fromkeys(ASKED.values())), facts))
-    return table(found)
+    (folder / "README.md").write_text(write_card(results, seen_results["collapsed"], facts))
+    return format_results(results)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Train, probe, write; progress goes to the standard output."""
-    parser = argparse.ArgumentParser(
-        prog="python -m multitask_vl.synthetic.pretraining.pretrain bart", description=__doc__
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a run."""
+    parser.add_argument("--seed", type=int, default=Recipe.seed, help="default: %(default)s")
+    parser.add_argument("--updates", type=int, default=Recipe.updates, help="default: %(default)s")
+    parser.add_argument("--state", type=Path, help="file to save the run in, and to resume from if it exists")
+    parser.add_argument("--probe-every", type=int, default=1000, help="updates between probes and saves of the state")
+    parser.add_argument(
+        "--probe-documents", type=int, default=DOCUMENTS_PER_SKILL, help="documents per skill of the last probe"
     )
-    parser.add_argument("--out", type=Path, default=WEIGHTS, help="where config, weights, tokenizer and card go")
-    parser.add_argument("--seed", type=int, default=Recipe.seed)
-    parser.add_argument("--updates", type=int, default=Recipe.updates)
-    parser.add_argument("--state", type=Path, help="file to keep the state of the run in, and to go on from")
-    parser.add_argument("--probe-every", type=int, default=1000, help="updates between probes and savings of the state")
-    parser.add_argument("--probe-documents", type=int, default=PER_SKILL, help="documents a skill of the last probe")
-    args = parser.parse_args(argv)
-    run = Run(Recipe(seed=args.seed, updates=args.updates))
-    first = run.restore(args.state) if args.state and args.state.exists() else 0
-    print(json.dumps(asdict(run.recipe)), f"from update {first}", flush=True)
-    for step in range(first, run.recipe.updates):
-        losses = run.update(step, step / run.recipe.updates)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train, probe, and write the results to ``args.out``; progress is printed."""
+    state = PretrainingRun(Recipe(seed=args.seed, updates=args.updates))
+    recipe = state.recipe
+    first = state.load(args.state) if args.state and args.state.exists() else 0
+    print(json.dumps(asdict(recipe)), f"from update {first}", flush=True)
+    for step in range(first, recipe.updates):
+        losses = state.update(step, step / recipe.updates)
         if (step + 1) % 100 == 0:
             rounded = {name: round(value, 3) for name, value in losses.items()}
-            print(step + 1, f"{run.wall_s:.0f} s, cpu {run.cpu_s:.0f} s", rounded, run.progress(), flush=True)
+            seconds = f"{state.wall_s:.0f} s, cpu {state.cpu_s:.0f} s"
+            print(step + 1, seconds, rounded, state.progress_line(), flush=True)
         if (step + 1) % args.probe_every == 0:
-            print(table(probe(run.averaged(), run.tokenizer, seed=PROBE_SEED + 1, per_skill=100)), flush=True)
+            print(format_results(probe(state.ema_model(), state.tokenizer, PROBE_SEED + 1, per_skill=100)), flush=True)
             if args.state:
-                run.save(args.state, step + 1)
-    how_long = (
-        f"Seed {run.recipe.seed}, {run.recipe.updates:,} updates of {run.recipe.documents} documents: "
-        f"{run.cpu_s / 60:.0f} CPU minutes, {run.wall_s / 60:.0f} minutes by the clock, "
+                state.save(args.state, step + 1)
+    duration = (
+        f"Seed {recipe.seed}, {recipe.updates:,} updates of {recipe.batch_size} documents: "
+        f"{state.cpu_s / 60:.0f} CPU minutes, {state.wall_s / 60:.0f} minutes of wall time, "
         f"{torch.get_num_threads()} thread(s)."
     )
-    print(ship(run, args.out, how_long, args.probe_documents), flush=True)
-    return 0
+    print(save_pretrained(state, args.out, duration, args.probe_documents), flush=True)

@@ -1,4 +1,4 @@
-"""What do the captions of CLIP's pretraining say, and which numbers are their words?"""
+"""Captions of the CLIP pretraining and their token ids."""
 
 from __future__ import annotations
 
@@ -6,38 +6,39 @@ from collections.abc import Sequence
 
 import torch
 
-from multitask_vl.synthetic.language import a, noun
-from multitask_vl.synthetic.scenes import ATTRIBUTES, PLACES, VALUES, Filter, Look, Object
+from multitask_vl.synthetic.language import indefinite, noun_phrase
+from multitask_vl.synthetic.scenes import ATTRIBUTES, QUADRANTS, VALUES, Appearance, Filter, Object
 
 NOTHING = "nothing"
+"""Caption of an empty grid cell."""
 VALUE_CAPTIONS = {
-    name: tuple(f"a {noun(Filter(**{name: value}))}" for value in values) for name, values in VALUES.items()
+    name: tuple(f"a {noun_phrase(Filter(**{name: value}))}" for value in values) for name, values in VALUES.items()
 }
 """Attribute -> captions that name one value of it: "a star", "a red thing", "a striped thing", "a large thing"."""
 
-_SPOKEN = sorted(
+_CAPTION_WORDS = sorted(
     {word for captions in VALUE_CAPTIONS.values() for caption in captions for word in caption.split()}
-    | {word for place in PLACES for word in place.split()}
+    | {word for quadrant in QUADRANTS for word in quadrant.split()}
     | {"at", "the", NOTHING}
 )
-WORDS = ("<pad>", "<start>", *_SPOKEN, "<end>")
-"""The text tower's vocabulary. The end mark is last because open_clip pools at the highest id."""
-CONTEXT = 12
-"""Longest caption in words, marks included."""
+VOCABULARY = ("<pad>", "<start>", *_CAPTION_WORDS, "<end>")
+"""Words of the text encoder. The end token is last because open_clip pools at the highest id."""
+CONTEXT_LENGTH = 12
+"""Maximum length of a caption in tokens, start and end included."""
 
 
-def full_caption(look: Look) -> str:
-    """All four attributes: "a large striped red star"."""
-    return a(look)
+def full_caption(appearance: Appearance) -> str:
+    """Caption with all four attributes: "a large striped red star"."""
+    return indefinite(appearance)
 
 
-def placed_caption(thing: Object, place: str | None = None) -> str:
-    """Color, shape and quarter of one object: "a red star at the top left"."""
-    return f"a {thing.color} {thing.shape} at the {place or thing.place}"
+def quadrant_caption(thing: Object) -> str:
+    """Caption with color, shape and quadrant of one object: "a red star at the top left"."""
+    return f"a {thing.color} {thing.shape} at the {thing.quadrant}"
 
 
-def region_candidates() -> tuple[list[str], dict[str, slice]]:
-    """Captions a grid cell is compared with, and where each attribute's are; the last one is `NOTHING`."""
+def region_captions() -> tuple[list[str], dict[str, slice]]:
+    """Captions that grid cells are classified with, and each attribute's slice of them; the last one is `NOTHING`."""
     captions: list[str] = []
     spans = {}
     for name in ATTRIBUTES:
@@ -47,10 +48,14 @@ def region_candidates() -> tuple[list[str], dict[str, slice]]:
 
 
 def tokenize(captions: Sequence[str]) -> torch.Tensor:
-    """Word ids [N, CONTEXT], padded with 0. A word outside `WORDS` is a KeyError."""
-    numbers = {word: number for number, word in enumerate(WORDS)}
-    tokens = torch.zeros(len(captions), CONTEXT, dtype=torch.long)
+    """Token ids [N, CONTEXT_LENGTH], padded with 0.
+
+    Raises:
+        KeyError: a word is not in `VOCABULARY`.
+    """
+    ids = {word: number for number, word in enumerate(VOCABULARY)}
+    tokens = torch.zeros(len(captions), CONTEXT_LENGTH, dtype=torch.long)
     for row, caption in enumerate(captions):
-        ids = [numbers["<start>"], *(numbers[word] for word in caption.split()), numbers["<end>"]]
-        tokens[row, : len(ids)] = torch.tensor(ids)
+        caption_ids = [ids["<start>"], *(ids[word] for word in caption.split()), ids["<end>"]]
+        tokens[row, : len(caption_ids)] = torch.tensor(caption_ids)
     return tokens

@@ -1,4 +1,4 @@
-"""How do documents become tensors: the question in words, the objects as one vector each or in words too?"""
+"""Documents as tensors: the question in words, the objects as one vector each or in words."""
 
 from __future__ import annotations
 
@@ -10,45 +10,64 @@ from itertools import zip_longest
 import numpy as np
 import torch
 
-from multitask_vl.synthetic.language import QUESTIONS, STATEMENTS, a, cell_words, vocabulary
+from multitask_vl.synthetic.language import QUESTIONS, STATEMENTS, cell_phrase, indefinite, vocabulary
 from multitask_vl.synthetic.pretraining import text_questions, text_statements  # noqa: F401  (they fill GENERATORS)
-from multitask_vl.synthetic.pretraining.bart_model import ROLES, Documents
-from multitask_vl.synthetic.pretraining.text_documents import GENERATORS, NO_ROLE, SKILLS, Document, Maker, Roles
-from multitask_vl.synthetic.scenes import ATTRIBUTES, COLORS, GRID, PATTERNS, SHAPES, SIZES, VALUES, Look, Object
+from multitask_vl.synthetic.pretraining.bart_model import NUM_ROLES, DocumentBatch
+from multitask_vl.synthetic.pretraining.text_documents import (
+    GENERATORS,
+    NO_ROLE,
+    SKILLS,
+    Document,
+    DocumentBuilder,
+    Roles,
+)
+from multitask_vl.synthetic.scenes import (
+    ATTRIBUTES,
+    COLORS,
+    GRID,
+    PATTERNS,
+    SHAPES,
+    SIZES,
+    VALUES,
+    Appearance,
+    Object,
+)
 
 PROMPTS = ("vqa", "gqa", "gpa", "nlvr", "caption")
-"""Task names that start a text, ``gpa`` as in the published recipe."""
+"""Task names at the start of a text, ``gpa`` as in the published recipe."""
 EMPTY = "nothing"
-"""What an empty cell's vector is made of."""
+"""Word that an empty cell's vector is made of."""
 DENOISE = "denoise"
-"""Template name of documents whose masked words are to be written."""
+"""Template name of denoising documents."""
+NUM_CELLS = GRID * GRID
 VALUE_INDEX = {name: {value: i for i, value in enumerate(VALUES[name])} for name in ATTRIBUTES}
-WIDTH = len(ATTRIBUTES)
+NUM_ATTRIBUTES = len(ATTRIBUTES)
 VALUE_COUNTS = tuple(len(VALUES[name]) for name in ATTRIBUTES)
 FILLERS = (
     "what", "which", "is", "are", "does", "do", "have", "can", "you", "see", "there", "in", "picture", "it", "that",
     "would", "say", "show", "shows", "contain", "contains",
 )  # fmt: skip
-"""Words without which a question or statement can still be understood."""
-GARBLED = 0.35
-"""Share of the questions and statements that are garbled, in training."""
-TELLING = {*SIZES, *PATTERNS, *COLORS, *SHAPES}
+"""Words that a question or statement can be understood without."""
+PERTURBED_FRACTION = 0.35
+"""Fraction of the questions and statements with a perturbed wording in training."""
+VALUE_WORDS = {*SIZES, *PATTERNS, *COLORS, *SHAPES}
 
 
-def all_words() -> list[str]:
-    """Words the tokenizer must know as one token each."""
+def tokenizer_words() -> list[str]:
+    """Words that the tokenizer must know as one token each."""
     return sorted({*vocabulary(), *PROMPTS, EMPTY, ":"})
 
 
-def prompted(document: Document, rng: random.Random | None) -> str:
-    """The question behind its task's prompt; one-picture questions belong to VQA and GQA alike.
+def add_prompt(document: Document, rng: random.Random | None) -> str:
+    """Question with its task's prompt; questions about one image belong to VQA and GQA alike.
 
-    With ``rng`` the prompt is varied as fine-tuning recipes vary it (now and then there is none), and some questions
-    are `garbled`; without, nothing is random.
+    Args:
+        rng: varies the prompt as fine-tuning recipes do (sometimes there is none) and perturbs some wordings with
+            `perturb_wording`. None: deterministic.
     """
     question = document.question
-    if rng and rng.random() < GARBLED and document.template != DENOISE:
-        question = garbled(question, rng)
+    if rng and rng.random() < PERTURBED_FRACTION and document.template != DENOISE:
+        question = perturb_wording(question, rng)
     if document.template == DENOISE or (rng and rng.random() < 0.05):
         return question
     if document.template in STATEMENTS:
@@ -67,167 +86,184 @@ def _held_out_wordings() -> re.Pattern:
     return re.compile("|".join(re.sub(r"\\{\w+\\}", ".+", re.escape(text)) for text in wordings))
 
 
-KEPT_FROM_TRAINING = _held_out_wordings()
+HELD_OUT_WORDINGS = _held_out_wordings()
 """Matches every question and statement in a held-out wording."""
 
 
-def garbled(text: str, rng: random.Random) -> str:
-    """A seen wording's text with fillers left out or exchanged, or its first words moved to the end (BART's rotation).
+def perturb_wording(text: str, rng: random.Random) -> str:
+    """Drop or replace fillers of a text, or move its first words to the end (document rotation of BART).
 
-    So that a wording never seen is no stumbling block; what is asked for stays the same. Never a held-out
-    wording itself.
+    It makes the model robust to unseen wordings without changing the meaning, and never yields a held-out wording.
     """
     first_noun = re.search(r" (?=(the|a) )", text)
     if first_noun and rng.random() < 0.4:
         text = f"{text[first_noun.end() : -1]} {text[: first_noun.start()]}{text[-1]}"
 
-    def other(found: re.Match) -> str:
-        return rng.choice(("", *FILLERS)) if rng.random() < 0.4 else found[0]
+    def replacement(match: re.Match) -> str:
+        return rng.choice(("", *FILLERS)) if rng.random() < 0.4 else match[0]
 
-    words = re.sub(rf"\b({'|'.join(FILLERS)})\b", other, text)
-    words = re.sub(r" (?=[?.])", "", " ".join(words.split()))
-    return text if KEPT_FROM_TRAINING.fullmatch(words) else words
+    perturbed = re.sub(rf"\b({'|'.join(FILLERS)})\b", replacement, text)
+    perturbed = re.sub(r" (?=[?.])", "", " ".join(perturbed.split()))
+    return text if HELD_OUT_WORDINGS.fullmatch(perturbed) else perturbed
 
 
-def make_denoising(make: Maker) -> Document:
-    """A sentence or two of the world's language in which words, and runs of words, are masked."""
-    template = make.rng.choice(list(GENERATORS))
-    source = GENERATORS[template](make)
+def denoising_document(builder: DocumentBuilder) -> Document:
+    """One or more sentences in which words, and spans of words, are masked; the target is the full text."""
+    rng = builder.rng
+    template = rng.choice(list(GENERATORS))
+    source = GENERATORS[template](builder)
     if SKILLS[template] == "caption":
         text = source.answer
-    elif make.rng.random() < 0.5:
+    elif rng.random() < 0.5:
         text = f"{source.question} {source.answer}"
     else:
-        text = " ".join(sentence(thing, make.rng) for thing in source.pictures[0][:3])
-    words, kept = re.findall(r" ?[^ .,?]+|[.,?]", text), []
+        text = " ".join(object_sentence(thing, rng) for thing in source.images[0][:3])
+    words, masked = re.findall(r" ?[^ .,?]+|[.,?]", text), []
     position = 0
     while position < len(words):
-        if make.rng.random() < 0.2:
-            kept.append(" <mask>" if position else "<mask>")
-            position += make.rng.choice((1, 1, 2, 3))
+        if rng.random() < 0.2:
+            masked.append(" <mask>" if position else "<mask>")
+            position += rng.choice((1, 1, 2, 3))
         else:
-            kept.append(words[position])
+            masked.append(words[position])
             position += 1
-    return Document(DENOISE, "".join(kept), text, (), ())
+    return Document(DENOISE, "".join(masked), text, (), ())
 
 
-def sentence(thing: Object, rng: random.Random) -> str:
-    """An object in words: ``there is a large striped red star upper leftmost.``"""
-    return f"{rng.choice(('', 'there is '))}{a(thing)} {cell_words(thing)}."
+def object_sentence(thing: Object, rng: random.Random) -> str:
+    """Description of an object: ``there is a large striped red star upper leftmost.``"""
+    return f"{rng.choice(('', 'there is '))}{indefinite(thing)} {cell_phrase(thing)}."
 
 
-class Collator:
-    """Makes batches of documents.
+class DocumentCollator:
+    """Batching of documents.
 
     Args:
-        tokenizer: the world's.
+        tokenizer: tokenizer of the synthetic world.
+
+    Attributes:
+        position_ids: token id of each grid cell.
+        image_ids: token ids of the first and the second image.
     """
 
     def __init__(self, tokenizer):
         self.tokenizer = tokenizer
-        self.known: dict[str, list[int]] = {}
-        self.word = {word: tokenizer.convert_tokens_to_ids(f"Ġ{word}") for word in all_words()}
-        self.nouns = {self.word[shape] for shape in SHAPES}
-        self.telling = torch.tensor(
-            [tokenizer.convert_tokens_to_ids(form) for word in sorted(TELLING) for form in (word, f"Ġ{word}")]
+        self.word_ids = {word: tokenizer.convert_tokens_to_ids(f"Ġ{word}") for word in tokenizer_words()}
+        self.position_ids = [tokenizer.convert_tokens_to_ids(f"<vis_extra_id_{i}>") for i in range(NUM_CELLS)]
+        self.image_ids = [tokenizer.convert_tokens_to_ids(f"<extra_id_{i}>") for i in range(2)]
+        self._noun_ids = {self.word_ids[shape] for shape in SHAPES}
+        self._value_word_ids = torch.tensor(
+            [tokenizer.convert_tokens_to_ids(form) for word in sorted(VALUE_WORDS) for form in (word, f"Ġ{word}")]
         )
-        self.place = [tokenizer.convert_tokens_to_ids(f"<vis_extra_id_{i}>") for i in range(GRID * GRID)]
-        self.image = [tokenizer.convert_tokens_to_ids(f"<extra_id_{i}>") for i in range(2)]
-        self.looks: dict[Look, list[int]] = {}
-        self.nothing = [1, *NO_ROLE, *[-1] * WIDTH, *[self.word[EMPTY]] * WIDTH]
-        self.no_cell = [0, *NO_ROLE, *[-1] * WIDTH, *[0] * WIDTH, 0, 0]
+        self._encoded: dict[str, list[int]] = {}
+        self._appearances: dict[Appearance, list[int]] = {}
+        self._empty_cell = [1, *NO_ROLE, *[-1] * NUM_ATTRIBUTES, *[self.word_ids[EMPTY]] * NUM_ATTRIBUTES]
+        self._padding = [0, *NO_ROLE, *[-1] * NUM_ATTRIBUTES, *[0] * NUM_ATTRIBUTES, 0, 0]
 
     def __call__(
-        self, documents: Sequence[Document], collapsed: bool, rng: random.Random, empties: int = GRID * GRID,
+        self,
+        documents: Sequence[Document],
+        collapsed: bool,
+        rng: random.Random,
+        max_empty: int = NUM_CELLS,
         vary: bool = True,
-    ) -> Documents:  # fmt: skip
-        """Tensors of these documents.
+    ) -> DocumentBatch:
+        """Collate documents.
 
         Args:
-            collapsed: objects as vectors; else the scene is told in words behind the question.
-            empties: collapsed form: up to so many empty cells a picture; GRID^2 for all of them.
-            vary: vary the prompts.
+            collapsed: represent objects as vectors; otherwise the scene follows the question in words.
+            max_empty: maximum number of empty cells per image in the collapsed form; GRID^2 includes all of them.
+            vary: vary the prompts and wordings.
         """
-        texts = [prompted(document, rng if vary else None) for document in documents]
-        ids = self.tokenizer(texts).input_ids
+        texts = [add_prompt(document, rng if vary else None) for document in documents]
+        input_ids = self.tokenizer(texts).input_ids
         targets = self.tokenizer([document.answer for document in documents]).input_ids
         if collapsed:
-            start = max(map(len, ids))
-            facts = padded([self._cells(document, empties, rng) for document in documents], self.no_cell)
-            anchor = torch.arange(start, start + facts.shape[1]).expand(len(ids), -1)
+            start = max(map(len, input_ids))
+            rows = pad_rows([self._cell_rows(document, max_empty, rng) for document in documents], self._padding)
+            positions = torch.arange(start, start + rows.shape[1]).expand(len(input_ids), -1)
         else:
-            told = [self._told(document, len(row) - 1, rng) for document, row in zip(documents, ids, strict=True)]
-            ids = [[*row[:-1], *words, row[-1]] for row, (words, _) in zip(ids, told, strict=True)]
-            facts = padded([found for _, found in told], [0, *self.no_cell])
-            anchor, facts = facts[..., 0], facts[..., 1:]
-        there, roles, values, words, place, image = facts.split([1, ROLES, WIDTH, WIDTH, 1, 1], -1)
-        asked = torch.tensor([SKILLS.get(document.template, "caption") != "caption" for document in documents])
-        labels = padded(targets, -100)
-        weights = torch.where(labels >= 0, 0.1, 0.0)
-        short = asked[:, None] & (labels > 2)
-        weights[short] = 1.0
-        weights[~short & torch.isin(labels, self.telling)] = 0.3
-        return Documents(
-            input_ids=padded(ids, self.tokenizer.pad_token_id),
-            text_mask=padded([[1] * len(row) for row in ids], 0),
+            scenes = [
+                self._scene_text(document, len(ids) - 1, rng)
+                for document, ids in zip(documents, input_ids, strict=True)
+            ]
+            input_ids = [[*ids[:-1], *scene, ids[-1]] for ids, (scene, _) in zip(input_ids, scenes, strict=True)]
+            rows = pad_rows([objects for _, objects in scenes], [0, *self._padding])
+            positions, rows = rows[..., 0], rows[..., 1:]
+        present, roles, values, words, cell_positions, cell_images = rows.split(
+            [1, NUM_ROLES, NUM_ATTRIBUTES, NUM_ATTRIBUTES, 1, 1], -1
+        )
+        is_question = torch.tensor([SKILLS.get(document.template, "caption") != "caption" for document in documents])
+        labels = pad_rows(targets, -100)
+        return DocumentBatch(
+            input_ids=pad_rows(input_ids, self.tokenizer.pad_token_id),
+            text_mask=pad_rows([[1] * len(ids) for ids in input_ids], 0),
             labels=labels,
-            weights=weights,
-            answer=labels[:, 1].masked_fill(~asked, -100),
-            anchor=anchor,
+            weights=self._token_weights(labels, is_question),
+            answer=labels[:, 1].masked_fill(~is_question, -100),
+            object_positions=positions,
             roles=roles.float(),
             values=values,
-            anchor_mask=there[..., 0].float() * asked[:, None],
+            object_mask=present[..., 0].float() * is_question[:, None],
             cell_words=words if collapsed else None,
-            cell_place=place[..., 0] if collapsed else None,
-            cell_image=image[..., 0] if collapsed else None,
-            cell_mask=there[..., 0] if collapsed else None,
+            cell_positions=cell_positions[..., 0] if collapsed else None,
+            cell_images=cell_images[..., 0] if collapsed else None,
+            cell_mask=present[..., 0] if collapsed else None,
         )
 
-    def _cells(self, document: Document, empties: int, rng: random.Random) -> list[list[int]]:
-        """Facts of each cell, occupied ones first: their order carries nothing."""
+    def _token_weights(self, labels: torch.Tensor, is_question: torch.Tensor) -> torch.Tensor:
+        """Loss weight of each target token [B, T]: 1 on answer words, 0.3 on value words of sentences, else 0.1."""
+        weights = torch.where(labels >= 0, 0.1, 0.0)
+        answer_words = is_question[:, None] & (labels > 2)
+        weights[answer_words] = 1.0
+        weights[~answer_words & torch.isin(labels, self._value_word_ids)] = 0.3
+        return weights
+
+    def _cell_rows(self, document: Document, max_empty: int, rng: random.Random) -> list[list[int]]:
+        """Object row, position token and image token of each cell, occupied cells first; the order has no meaning."""
         rows = []
-        for image, things, roles in zip(self.image, document.pictures, document.roles, strict=False):
+        for image_id, things, roles in zip(self.image_ids, document.images, document.roles, strict=False):
             for thing, role in zip(things, roles, strict=True):
-                rows.append([*self._facts(thing, role), self.place[thing.cell], image])
-            used = {thing.cell for thing in things}
-            free = [cell for cell in range(GRID * GRID) if cell not in used]
-            if empties < GRID * GRID:
-                free = rng.sample(free, min(len(free), rng.randint(0, empties)))
-            rows += [[*self.nothing, self.place[cell], image] for cell in free]
+                rows.append([*self._object_row(thing, role), self.position_ids[thing.cell], image_id])
+            occupied = {thing.cell for thing in things}
+            empty = [cell for cell in range(NUM_CELLS) if cell not in occupied]
+            if max_empty < NUM_CELLS:
+                empty = rng.sample(empty, min(len(empty), rng.randint(0, max_empty)))
+            rows += [[*self._empty_cell, self.position_ids[cell], image_id] for cell in empty]
         return rows
 
-    def _facts(self, thing: Object, role: Roles) -> list[int]:
-        """1, roles, index of each attribute's value, word of each attribute's value."""
-        if thing.look not in self.looks:
-            look = thing.look
-            indices = [VALUE_INDEX[name][value] for name, value in zip(ATTRIBUTES, look, strict=True)]
-            self.looks[look] = [*indices, *(self.word[value] for value in look)]
-        return [1, *role, *self.looks[thing.look]]
+    def _object_row(self, thing: Object, role: Roles) -> list[int]:
+        """1, roles, index of each attribute's value, token id of each attribute's value."""
+        appearance = thing.appearance
+        if appearance not in self._appearances:
+            indices = [VALUE_INDEX[name][value] for name, value in zip(ATTRIBUTES, appearance, strict=True)]
+            self._appearances[appearance] = [*indices, *(self.word_ids[value] for value in appearance)]
+        return [1, *role, *self._appearances[appearance]]
 
-    def _told(self, document: Document, start: int, rng: random.Random) -> tuple[list[int], list[list[int]]]:
-        """Token ids of the scene in words; of each object the position of its noun and its facts."""
+    def _scene_text(self, document: Document, start: int, rng: random.Random) -> tuple[list[int], list[list[int]]]:
+        """Token ids of the scene in words, and the noun's position and object row of each object."""
         ids: list[int] = []
-        found = []
-        for side, things, roles in zip_longest(("left", "right"), document.pictures, document.roles):
+        rows = []
+        for side, things, roles in zip_longest(("left", "right"), document.images, document.roles):
             if things is None:
                 continue
-            if len(document.pictures) == 2:
-                ids += self._piece(f" {side} image:")
+            if len(document.images) == 2:
+                ids += self._encode(f" {side} image:")
             for thing, role in zip(things, roles, strict=True):
-                words = self._piece(f" {sentence(thing, rng)}")
-                noun = next(i for i, word in enumerate(words) if word in self.nouns)
-                found.append([start + len(ids) + noun, *self._facts(thing, role), 0, 0])
-                ids += words
-        return ids, found
+                sentence = self._encode(f" {object_sentence(thing, rng)}")
+                noun = next(i for i, token in enumerate(sentence) if token in self._noun_ids)
+                rows.append([start + len(ids) + noun, *self._object_row(thing, role), 0, 0])
+                ids += sentence
+        return ids, rows
 
-    def _piece(self, text: str) -> list[int]:
-        """Token ids of a text that follows other text, remembered: the same sentences come again and again."""
-        if text not in self.known:
-            self.known[text] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return self.known[text]
+    def _encode(self, text: str) -> list[int]:
+        """Token ids of a continuation, cached since the same sentences recur."""
+        if text not in self._encoded:
+            self._encoded[text] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return self._encoded[text]
 
 
-def padded(rows: Sequence[Sequence], fill) -> torch.Tensor:
-    """Rows of unequal length as one tensor [B, longest, ...], at least one column."""
+def pad_rows(rows: Sequence[Sequence], fill) -> torch.Tensor:
+    """Rows of unequal length as one tensor [B, longest, ...] with at least one column."""
     longest = max(1, *map(len, rows))
     return torch.from_numpy(np.array([[*row, *[fill] * (longest - len(row))] for row in rows]))

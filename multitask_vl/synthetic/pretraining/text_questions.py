@@ -1,268 +1,295 @@
-"""How is a document about one picture made: a generator for every question template, answer first, objects for it."""
+"""Documents about one image: a generator for every question template."""
 
 from __future__ import annotations
 
-from multitask_vl.synthetic.language import noun, value_phrase
-from multitask_vl.synthetic.pretraining.text_documents import BY_VALUE, NO_ROLE, Document, Maker, at_cell, makes
+from multitask_vl.synthetic.language import noun_phrase, value_phrase
+from multitask_vl.synthetic.pretraining.text_documents import (
+    BY_VALUE,
+    Document,
+    DocumentBuilder,
+    object_at_cell,
+    register_generator,
+)
 from multitask_vl.synthetic.scenes import (
     ATTRIBUTES,
     GRID,
     OPPOSITE,
-    PLACES,
+    QUADRANTS,
     RELATIONS,
     SEEN,
     VALUES,
+    Appearance,
     Filter,
-    holds,
+    relation_holds,
 )
 
 TARGET, ANCHOR = (1, 0), (0, 1)
-CELLS = tuple(at_cell(SEEN[0], cell) for cell in range(GRID * GRID))
-AT_PLACE = {place: [i for i, thing in enumerate(CELLS) if thing.place == place] for place in PLACES}
-"""Quarter of the picture -> its cells."""
-BEYOND = {r: [[holds(r, one, other) for other in CELLS] for one in CELLS] for r in RELATIONS}
+CELLS = tuple(object_at_cell(SEEN[0], cell) for cell in range(GRID * GRID))
+QUADRANT_CELLS = {name: [i for i, thing in enumerate(CELLS) if thing.quadrant == name] for name in QUADRANTS}
+"""Quadrant -> its cells."""
+CELL_RELATIONS = {r: [[relation_holds(r, one, other) for other in CELLS] for one in CELLS] for r in RELATIONS}
 """Relation -> [cell][other cell] -> whether it holds."""
 
 
 def yes_no(truth: bool) -> str:
+    """Answer of a yes/no question."""
     return "yes" if truth else "no"
 
 
 # ---- one object and its attributes
 
 
-@makes("look-up", *(f"query_{name}" for name in ATTRIBUTES))
-def query(make: Maker, template: str) -> Document:
-    asked = template.removeprefix("query_")
-    value = make.rng.choice(VALUES[asked])
-    look = make.rng.choice(BY_VALUE[asked][value])
-    names = [name for name in ATTRIBUTES if name != asked]
-    wanted = Filter.of(look, make.rng.sample(names, make.rng.choice((1, 1, 2, 2, 3))))
-    rest = make.total() - 1
-    looks = [look] + [make.missing(wanted) for _ in range(rest)]
-    return make.one(template, make.say(template, x=noun(wanted)), value, looks, [TARGET] + [NO_ROLE] * rest)
+@register_generator("look-up", *(f"query_{name}" for name in ATTRIBUTES))
+def query(builder: DocumentBuilder, template: str) -> Document:
+    """Value of an attribute of a described object."""
+    attribute = template.removeprefix("query_")
+    value = builder.rng.choice(VALUES[attribute])
+    target = builder.rng.choice(BY_VALUE[attribute][value])
+    names = [name for name in ATTRIBUTES if name != attribute]
+    x = Filter.from_appearance(target, builder.rng.sample(names, builder.rng.choice((1, 1, 2, 2, 3))))
+    appearances = [target] + [builder.non_matching(x) for _ in range(builder.count() - 1)]
+    return builder.single_image(template, builder.phrase(template, x=noun_phrase(x)), value, appearances, [TARGET])
 
 
-@makes("logic", "verify")
-def verify(make: Maker, template: str) -> Document:
-    asked, truth = make.rng.choice(ATTRIBUTES), make.rng.random() < 0.5
-    looks, wanted = _described(make, without=(asked,))
-    value = getattr(looks[0], asked)
-    named = value if truth else make.rng.choice([v for v in VALUES[asked] if v != value])
-    question = make.say(template, x=noun(wanted), v=value_phrase(asked, named))
-    return make.one(template, question, yes_no(truth), looks, [TARGET] + [NO_ROLE] * (len(looks) - 1))
+@register_generator("logic", "verify")
+def verify(builder: DocumentBuilder, template: str) -> Document:
+    """Whether a described object has a value."""
+    attribute, truth = builder.rng.choice(ATTRIBUTES), builder.rng.random() < 0.5
+    appearances, x = _with_description(builder, exclude=(attribute,))
+    value = getattr(appearances[0], attribute)
+    named = value if truth else builder.rng.choice([v for v in VALUES[attribute] if v != value])
+    question = builder.phrase(template, x=noun_phrase(x), v=value_phrase(attribute, named))
+    return builder.single_image(template, question, yes_no(truth), appearances, [TARGET])
 
 
-@makes("look-up", "choose")
-def choose(make: Maker, template: str) -> Document:
-    asked = make.rng.choice(ATTRIBUTES)
-    looks, wanted = _described(make, without=(asked,))
-    value = getattr(looks[0], asked)
-    pair = [value, make.rng.choice([v for v in VALUES[asked] if v != value])]
-    make.rng.shuffle(pair)
-    v, w = (value_phrase(asked, each) for each in pair)
-    question = make.say(template, x=noun(wanted), v=v, w=w)
-    return make.one(template, question, value, looks, [TARGET] + [NO_ROLE] * (len(looks) - 1))
+@register_generator("look-up", "choose")
+def choose(builder: DocumentBuilder, template: str) -> Document:
+    """Choice between two values of a described object."""
+    attribute = builder.rng.choice(ATTRIBUTES)
+    appearances, x = _with_description(builder, exclude=(attribute,))
+    value = getattr(appearances[0], attribute)
+    pair = [value, builder.rng.choice([v for v in VALUES[attribute] if v != value])]
+    builder.rng.shuffle(pair)
+    v, w = (value_phrase(attribute, each) for each in pair)
+    question = builder.phrase(template, x=noun_phrase(x), v=v, w=w)
+    return builder.single_image(template, question, value, appearances, [TARGET])
 
 
-@makes("place", "shape_at", "color_at")
-def attribute_at(make: Maker, template: str) -> Document:
-    asked = template.removesuffix("_at")
-    value, place = make.rng.choice(VALUES[asked]), make.rng.choice(PLACES)
-    rest = make.total() - 1
-    elsewhere = [cell for cell in range(GRID * GRID) if cell not in AT_PLACE[place]]
-    cells = [make.rng.choice(AT_PLACE[place]), *make.rng.sample(elsewhere, rest)]
-    looks = [make.rng.choice(BY_VALUE[asked][value]), *make.mixture(rest)]
-    return make.one(template, make.say(template, place=place), value, looks, [TARGET] + [NO_ROLE] * rest, cells)
+@register_generator("place", "shape_at", "color_at")
+def attribute_in_quadrant(builder: DocumentBuilder, template: str) -> Document:
+    """Shape or color of the only object in a quadrant."""
+    attribute = template.removesuffix("_at")
+    value, quadrant = builder.rng.choice(VALUES[attribute]), builder.rng.choice(QUADRANTS)
+    num_others = builder.count() - 1
+    elsewhere = [cell for cell in range(GRID * GRID) if cell not in QUADRANT_CELLS[quadrant]]
+    cells = [builder.rng.choice(QUADRANT_CELLS[quadrant]), *builder.rng.sample(elsewhere, num_others)]
+    appearances = [builder.rng.choice(BY_VALUE[attribute][value]), *builder.appearances(num_others)]
+    question = builder.phrase(template, place=quadrant)
+    return builder.single_image(template, question, value, appearances, [TARGET], cells)
 
 
-@makes("place", "where")
-def where(make: Maker, template: str) -> Document:
-    place = make.rng.choice(PLACES)
-    looks, wanted = _described(make)
-    cell = make.rng.choice(AT_PLACE[place])
-    cells = [cell, *make.rng.sample([c for c in range(GRID * GRID) if c != cell], len(looks) - 1)]
-    question = make.say(template, x=noun(wanted))
-    return make.one(template, question, place, looks, [TARGET] + [NO_ROLE] * (len(looks) - 1), cells)
+@register_generator("place", "where")
+def where(builder: DocumentBuilder, template: str) -> Document:
+    """Quadrant of a described object."""
+    quadrant = builder.rng.choice(QUADRANTS)
+    appearances, x = _with_description(builder)
+    cell = builder.rng.choice(QUADRANT_CELLS[quadrant])
+    others = [c for c in range(GRID * GRID) if c != cell]
+    cells = [cell, *builder.rng.sample(others, len(appearances) - 1)]
+    question = builder.phrase(template, x=noun_phrase(x))
+    return builder.single_image(template, question, quadrant, appearances, [TARGET], cells)
 
 
-def _described(make: Maker, without: tuple[str, ...] = ()) -> tuple[list, Filter]:
-    """Looks of a picture, and a filter that only the first matches."""
+def _with_description(builder: DocumentBuilder, exclude: tuple[str, ...] = ()) -> tuple[list[Appearance], Filter]:
+    """Appearances of an image, and a description that only the first matches."""
     while True:
-        looks = make.mixture(make.total())
-        wanted = make.unique(looks, 0, without)
-        if wanted:
-            return looks, wanted
+        appearances = builder.appearances(builder.count())
+        x = builder.unique_filter(appearances, 0, exclude)
+        if x:
+            return appearances, x
 
 
 # ---- presence and number
 
 
-@makes("existence", "exist")
-def exist(make: Maker, template: str) -> Document:
-    wanted, truth = make.filter(3), make.rng.random() < 0.5
-    total = make.total()
-    looks, roles = make.counted(wanted, make.rng.choice((1, 1, 1, min(2, total))) if truth else 0, total)
-    return make.one(template, make.say(template, x=noun(wanted)), yes_no(truth), looks, roles)
+@register_generator("existence", "exist")
+def exist(builder: DocumentBuilder, template: str) -> Document:
+    """Whether some object matches a description."""
+    x, truth = builder.filter(3), builder.rng.random() < 0.5
+    total = builder.count()
+    number = builder.rng.choice((1, 1, 1, min(2, total))) if truth else 0
+    appearances, roles = builder.with_count(x, number, total)
+    return builder.single_image(template, builder.phrase(template, x=noun_phrase(x)), yes_no(truth), appearances, roles)
 
 
-@makes("count", "count")
-def count(make: Maker, template: str) -> Document:
-    wanted, number = make.filter(2), make.rng.randint(0, make.most)
-    looks, roles = make.counted(wanted, number, make.total(max(2, number)))
-    return make.one(template, make.say(template, xs=noun(wanted, plural=True)), str(number), looks, roles)
+@register_generator("count", "count")
+def count(builder: DocumentBuilder, template: str) -> Document:
+    """Number of objects that match a description."""
+    x, number = builder.filter(2), builder.rng.randint(0, builder.max_objects)
+    appearances, roles = builder.with_count(x, number, builder.count(max(2, number)))
+    question = builder.phrase(template, xs=noun_phrase(x, plural=True))
+    return builder.single_image(template, question, str(number), appearances, roles)
 
 
-@makes("number", "more", "as_many")
-def numbers(make: Maker, template: str) -> Document:
-    """Two filters with different values of one attribute, so that no object matches both."""
-    name = make.rng.choice(("pattern", "color", "shape"))
-    v, w = make.rng.sample(VALUES[name], 2)
+@register_generator("number", "more", "as_many")
+def compare_numbers(builder: DocumentBuilder, template: str) -> Document:
+    """Comparison of two numbers; the descriptions differ in one attribute's value, so that no object matches both."""
+    name = builder.rng.choice(("pattern", "color", "shape"))
+    v, w = builder.rng.sample(VALUES[name], 2)
     x, y = Filter(**{name: v}), Filter(**{name: w})
-    truth = make.rng.random() < 0.5
-    pairs = [(i, j) for i in range(make.most + 1) for j in range(make.most + 1) if 0 < i + j <= make.most]
-    right = [(i, j) for i, j in pairs if ((i > j) if template == "more" else (i == j)) == truth]
-    if not right:
-        return numbers(make, template)
-    i, j = make.rng.choice(right)
-    rest = make.total(max(2, i + j)) - i - j
-    looks = [make.matching(x) for _ in range(i)] + [make.matching(y) for _ in range(j)]
-    looks += [make.missing(x, y) for _ in range(rest)]
-    question = make.say(template, xs=noun(x, plural=True), ys=noun(y, plural=True))
-    return make.one(template, question, yes_no(truth), looks, [TARGET] * i + [ANCHOR] * j + [NO_ROLE] * rest)
+    truth = builder.rng.random() < 0.5
+    numbers = range(builder.max_objects + 1)
+    pairs = [(i, j) for i in numbers for j in numbers if 0 < i + j <= builder.max_objects]
+    pairs = [(i, j) for i, j in pairs if ((i > j) if template == "more" else (i == j)) == truth]
+    if not pairs:
+        return compare_numbers(builder, template)
+    i, j = builder.rng.choice(pairs)
+    num_others = builder.count(max(2, i + j)) - i - j
+    appearances = [builder.matching(x) for _ in range(i)] + [builder.matching(y) for _ in range(j)]
+    appearances += [builder.non_matching(x, y) for _ in range(num_others)]
+    question = builder.phrase(template, xs=noun_phrase(x, plural=True), ys=noun_phrase(y, plural=True))
+    return builder.single_image(template, question, yes_no(truth), appearances, [TARGET] * i + [ANCHOR] * j)
 
 
-@makes("logic", "both_exist", "either_exist")
-def junction(make: Maker, template: str) -> Document:
-    while True:
-        x, y = make.filter(2), make.filter(2)
-        if x.named == y.named == ("size",):
-            continue  # nothing is neither small nor large
-        if not set(x.named) & set(y.named) or _apart(x, y):
-            break
-    truth = make.rng.random() < 0.5
+@register_generator("logic", "both_exist", "either_exist")
+def two_exist(builder: DocumentBuilder, template: str) -> Document:
+    """Conjunction or disjunction of two existence questions."""
+    x, y = _sample_compatible(builder)
+    truth = builder.rng.random() < 0.5
     if (template == "both_exist") == truth:
         present = (truth, truth)
     else:
-        present = make.rng.choice(((True, False), (False, True), (not truth, not truth)))
-    looks = []
-    for wanted, other, there, other_there in ((x, y, *present), (y, x, *present[::-1])):
-        while there:
-            look = make.matching(wanted)
-            if other_there or not other.matches(look):
-                looks.append(look)
+        present = builder.rng.choice(((True, False), (False, True), (not truth, not truth)))
+    appearances = []
+    for description, other, is_present, other_present in ((x, y, *present), (y, x, *present[::-1])):
+        while is_present:
+            appearance = builder.matching(description)
+            if other_present or not other.matches(appearance):
+                appearances.append(appearance)
                 break
-    looks += [make.missing(x, y) for _ in range(make.total() - len(looks))]
-    roles = [(int(x.matches(look)), int(y.matches(look))) for look in looks]
-    return make.one(template, make.say(template, x=noun(x), y=noun(y)), yes_no(truth), looks, roles)
+    appearances += [builder.non_matching(x, y) for _ in range(builder.count() - len(appearances))]
+    roles = [(int(x.matches(appearance)), int(y.matches(appearance))) for appearance in appearances]
+    question = builder.phrase(template, x=noun_phrase(x), y=noun_phrase(y))
+    return builder.single_image(template, question, yes_no(truth), appearances, roles)
 
 
-def _apart(x: Filter, y: Filter) -> bool:
-    """Whether two filters disagree in some attribute that both name."""
-    return any(getattr(x, name) != getattr(y, name) for name in x.named if name in y.named)
+def _sample_compatible(builder: DocumentBuilder) -> tuple[Filter, Filter]:
+    """Two descriptions that name different attributes, or that differ in the value of a shared one."""
+    while True:
+        x, y = builder.filter(2), builder.filter(2)
+        if x.attributes == y.attributes == ("size",):
+            continue  # no object is neither small nor large
+        shared = set(x.attributes) & set(y.attributes)
+        if not shared or any(getattr(x, name) != getattr(y, name) for name in shared):
+            return x, y
 
 
 # ---- relations
 
 
-@makes("relation", *(f"relate_{name}" for name in ATTRIBUTES))
-def relate(make: Maker, template: str) -> Document:
-    """The only ``x`` on that side of the only ``y``; where ``x`` names a value, another ``x`` stands elsewhere."""
-    asked = template.removeprefix("relate_")
-    value, relation = make.rng.choice(VALUES[asked]), make.rng.choice(RELATIONS)
-    look = make.rng.choice(BY_VALUE[asked][value])
-    names = [name for name in ATTRIBUTES if name != asked]
-    wanted = Filter.of(look, make.rng.choice(([], make.rng.sample(names, 1))))
+@register_generator("relation", *(f"relate_{name}" for name in ATTRIBUTES))
+def relate(builder: DocumentBuilder, template: str) -> Document:
+    """Attribute of the only ``x`` on that side of ``y``; if ``x`` names a value, another ``x`` is elsewhere."""
+    attribute = template.removeprefix("relate_")
+    value, relation = builder.rng.choice(VALUES[attribute]), builder.rng.choice(RELATIONS)
+    target = builder.rng.choice(BY_VALUE[attribute][value])
+    names = [name for name in ATTRIBUTES if name != attribute]
+    x = Filter.from_appearance(target, builder.rng.choice(([], builder.rng.sample(names, 1))))
     while True:
-        looks = [look, *make.mixture(make.total(2) - 1)]
-        if wanted.named and len(looks) > 2:
-            looks[2] = make.matching(wanted)
-        anchor = make.unique(looks, 1)
-        cells = make.cells(len(looks))
-        beyond = [BEYOND[relation][cell][cells[1]] for cell in cells]
-        if anchor and beyond[0] and sum(b and wanted.matches(k) for b, k in zip(beyond, looks, strict=True)) == 1:
+        appearances = [target, *builder.appearances(builder.count(2) - 1)]
+        if x.attributes and len(appearances) > 2:
+            appearances[2] = builder.matching(x)
+        y = builder.unique_filter(appearances, 1)
+        cells = builder.cells(len(appearances))
+        related = [CELL_RELATIONS[relation][cell][cells[1]] for cell in cells]
+        num_matching = sum(r and x.matches(each) for r, each in zip(related, appearances, strict=True))
+        if y and related[0] and num_matching == 1:
             break
-    question = make.say(template, x=noun(wanted), rel=relation, y=noun(anchor))
-    return make.one(template, question, value, looks, [TARGET, ANCHOR] + [NO_ROLE] * (len(looks) - 2), cells)
+    question = builder.phrase(template, x=noun_phrase(x), rel=relation, y=noun_phrase(y))
+    return builder.single_image(template, question, value, appearances, [TARGET, ANCHOR], cells)
 
 
-@makes("relation", "relate_verify")
-def relate_verify(make: Maker, template: str) -> Document:
-    """Two described objects; where it does not hold, its opposite does."""
-    relation, truth = make.rng.choice(RELATIONS), make.rng.random() < 0.5
+@register_generator("relation", "relate_verify")
+def relate_verify(builder: DocumentBuilder, template: str) -> Document:
+    """Whether a relation of two described objects holds; where it does not, its opposite does."""
+    relation, truth = builder.rng.choice(RELATIONS), builder.rng.random() < 0.5
+    actual = relation if truth else OPPOSITE[relation]
     while True:
-        looks = make.mixture(make.total())
-        x, y = make.unique(looks, 0), make.unique(looks, 1)
-        cells = make.cells(len(looks))
-        if x and y and BEYOND[relation if truth else OPPOSITE[relation]][cells[0]][cells[1]]:
+        appearances = builder.appearances(builder.count())
+        x, y = builder.unique_filter(appearances, 0), builder.unique_filter(appearances, 1)
+        cells = builder.cells(len(appearances))
+        if x and y and CELL_RELATIONS[actual][cells[0]][cells[1]]:
             break
-    question = make.say(template, x=noun(x), rel=relation, y=noun(y))
-    return make.one(template, question, yes_no(truth), looks, [TARGET, ANCHOR] + [NO_ROLE] * (len(looks) - 2), cells)
+    question = builder.phrase(template, x=noun_phrase(x), rel=relation, y=noun_phrase(y))
+    return builder.single_image(template, question, yes_no(truth), appearances, [TARGET, ANCHOR], cells)
 
 
-@makes("relation", "relate_exist")
-def relate_exist(make: Maker, template: str) -> Document:
-    """Half of the noes have an ``x`` on the wrong side."""
-    relation, truth = make.rng.choice(RELATIONS), make.rng.random() < 0.5
+@register_generator("relation", "relate_exist")
+def relate_exist(builder: DocumentBuilder, template: str) -> Document:
+    """Whether some ``x`` is on that side of ``y``; for half of the negative answers, one is on another side."""
+    relation, truth = builder.rng.choice(RELATIONS), builder.rng.random() < 0.5
     while True:
-        x = make.filter(2)
-        looks = make.mixture(make.total())
-        if truth or make.rng.random() < 0.5:
-            looks[0] = make.matching(x)
-        y = make.unique(looks, 1)
-        cells = make.cells(len(looks))
-        if not y or x.matches(looks[1]):
+        x = builder.filter(2)
+        appearances = builder.appearances(builder.count())
+        if truth or builder.rng.random() < 0.5:
+            appearances[0] = builder.matching(x)
+        y = builder.unique_filter(appearances, 1)
+        cells = builder.cells(len(appearances))
+        if not y or x.matches(appearances[1]):
             continue
-        roles = [(int(BEYOND[relation][c][cells[1]] and x.matches(k)), 0) for c, k in zip(cells, looks, strict=True)]
+        related = [CELL_RELATIONS[relation][cell][cells[1]] for cell in cells]
+        roles = [(int(r and x.matches(each)), 0) for r, each in zip(related, appearances, strict=True)]
         if any(role[0] for role in roles) == truth:
             break
     roles[1] = ANCHOR
-    question = make.say(template, x=noun(x), rel=relation, y=noun(y))
-    return make.one(template, question, yes_no(truth), looks, roles, cells)
+    question = builder.phrase(template, x=noun_phrase(x), rel=relation, y=noun_phrase(y))
+    return builder.single_image(template, question, yes_no(truth), appearances, roles, cells)
 
 
 # ---- two objects
 
 
-@makes("logic", "same_shape")
-def same_shape(make: Maker, template: str) -> Document:
-    """The shape of the one other object that shares an attribute with the described one."""
-    name, value = make.rng.choice(("color", "pattern", "size")), make.rng.choice(VALUES["shape"])
+@register_generator("logic", "same_shape")
+def same_shape(builder: DocumentBuilder, template: str) -> Document:
+    """Shape of the only other object that shares an attribute with a described one."""
+    name, value = builder.rng.choice(("color", "pattern", "size")), builder.rng.choice(VALUES["shape"])
     while True:
-        target = make.rng.choice(BY_VALUE["shape"][value])
-        anchor = make.rng.choice(BY_VALUE[name][getattr(target, name)])
-        shared = Filter.of(anchor, (name,))
-        looks = [target, anchor] + [make.missing(shared) for _ in range(make.total() - 2)]
-        x = make.unique(looks, 1, without=(name,))
+        target = builder.rng.choice(BY_VALUE["shape"][value])
+        anchor = builder.rng.choice(BY_VALUE[name][getattr(target, name)])
+        shared = Filter.from_appearance(anchor, (name,))
+        appearances = [target, anchor] + [builder.non_matching(shared) for _ in range(builder.count() - 2)]
+        x = builder.unique_filter(appearances, 1, exclude=(name,))
         if x:
             break
-    question = make.say(template, attribute=name, x=noun(x))
-    return make.one(template, question, value, looks, [TARGET, ANCHOR] + [NO_ROLE] * (len(looks) - 2))
+    question = builder.phrase(template, attribute=name, x=noun_phrase(x))
+    return builder.single_image(template, question, value, appearances, [TARGET, ANCHOR])
 
 
-@makes("logic", "same")
-def same(make: Maker, template: str) -> Document:
-    name, truth = make.rng.choice(ATTRIBUTES), make.rng.random() < 0.5
+@register_generator("logic", "same")
+def same(builder: DocumentBuilder, template: str) -> Document:
+    """Whether two described objects share an attribute."""
+    name, truth = builder.rng.choice(ATTRIBUTES), builder.rng.random() < 0.5
     while True:
-        looks = make.mixture(make.total())
-        x, y = make.unique(looks, 0, without=(name,)), make.unique(looks, 1, without=(name,))
-        if x and y and (getattr(looks[0], name) == getattr(looks[1], name)) == truth:
+        appearances = builder.appearances(builder.count())
+        x, y = (builder.unique_filter(appearances, index, exclude=(name,)) for index in (0, 1))
+        if x and y and (getattr(appearances[0], name) == getattr(appearances[1], name)) == truth:
             break
-    question = make.say(template, attribute=name, x=noun(x), y=noun(y))
-    return make.one(template, question, yes_no(truth), looks, [TARGET, ANCHOR] + [NO_ROLE] * (len(looks) - 2))
+    question = builder.phrase(template, attribute=name, x=noun_phrase(x), y=noun_phrase(y))
+    return builder.single_image(template, question, yes_no(truth), appearances, [TARGET, ANCHOR])
 
 
-@makes("logic", "common")
-def common(make: Maker, template: str) -> Document:
-    name = make.rng.choice(ATTRIBUTES)
+@register_generator("logic", "common")
+def common(builder: DocumentBuilder, template: str) -> Document:
+    """Name of the only attribute that two described objects share."""
+    name = builder.rng.choice(ATTRIBUTES)
     while True:
-        looks = make.mixture(make.total())
-        first = looks[0]
-        looks[1] = make.rng.choice(BY_VALUE[name][getattr(first, name)])
-        if any(getattr(first, other) == getattr(looks[1], other) for other in ATTRIBUTES if other != name):
+        appearances = builder.appearances(builder.count())
+        first = appearances[0]
+        appearances[1] = builder.rng.choice(BY_VALUE[name][getattr(first, name)])
+        if any(getattr(first, other) == getattr(appearances[1], other) for other in ATTRIBUTES if other != name):
             continue
-        x, y = make.unique(looks, 0), make.unique(looks, 1)
+        x, y = builder.unique_filter(appearances, 0), builder.unique_filter(appearances, 1)
         if x and y:
             break
-    question = make.say(template, x=noun(x), y=noun(y))
-    return make.one(template, question, name, looks, [TARGET, ANCHOR] + [NO_ROLE] * (len(looks) - 2))
+    question = builder.phrase(template, x=noun_phrase(x), y=noun_phrase(y))
+    return builder.single_image(template, question, name, appearances, [TARGET, ANCHOR])

@@ -1,96 +1,102 @@
-"""How is a document about two pictures made, true or false, and one that asks for a caption?"""
+"""Documents about two images, true or false, and documents that ask for a caption."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from multitask_vl.synthetic.captions import captions_of
-from multitask_vl.synthetic.language import noun, number_of
-from multitask_vl.synthetic.pretraining.text_documents import NO_ROLE, Document, Maker, makes
+from multitask_vl.synthetic.captions import caption_scene
+from multitask_vl.synthetic.language import noun_phrase, number_phrase
+from multitask_vl.synthetic.pretraining.text_documents import NO_ROLE, Document, DocumentBuilder, register_generator
 from multitask_vl.synthetic.scenes import Filter, Scene
-
-FEW = [(i, j) for i in range(3) for j in range(3)]
-"""Numbers of matching objects in the left and the right picture, where presence is what counts."""
-SIDES = ("left", "right")
+from multitask_vl.synthetic.statements import SIDES
 
 
-def _pair(make: Maker, template: str, question: str, truth: bool, wanted: Filter, numbers: tuple[int, int]) -> Document:
-    """Two pictures with so many matching objects each."""
-    pictures, roles = [], []
+def _image_pair(
+    builder: DocumentBuilder, template: str, question: str, truth: bool, x: Filter, numbers: tuple[int, int]
+) -> Document:
+    """Document about two images with these numbers of matching objects."""
+    images, roles = [], []
     for number in numbers:
-        objects, role = make.picture(*make.counted(wanted, number, make.total(max(2, number))))
-        pictures.append(objects)
-        roles.append(role)
-    return Document(template, question, "true" if truth else "false", tuple(pictures), tuple(roles))
+        objects, image_roles = builder.image(*builder.with_count(x, number, builder.count(max(2, number))))
+        images.append(objects)
+        roles.append(image_roles)
+    return Document(template, question, "true" if truth else "false", tuple(images), tuple(roles))
 
 
-def _presence(holds_for: Callable[[bool, bool], bool], **slots: str) -> Callable[[Maker, str], Document]:
-    """A generator for a statement that presence on the left and on the right decides."""
+def _presence_generator(
+    is_true: Callable[[bool, bool], bool], **slots: str
+) -> Callable[[DocumentBuilder, str], Document]:
+    """Generator for a statement that depends on presence in the left and in the right image."""
 
-    def generate(make: Maker, template: str) -> Document:
-        truth, wanted = make.rng.random() < 0.5, make.filter(2)
-        present = [p for p in ((x, y) for x in (0, 1) for y in (0, 1)) if holds_for(bool(p[0]), bool(p[1])) == truth]
-        numbers = tuple(make.rng.choice((1, 1, 1, 2)) if there else 0 for there in make.rng.choice(present))
-        return _pair(make, template, make.say(template, x=noun(wanted), **slots), truth, wanted, numbers)
+    def generate(builder: DocumentBuilder, template: str) -> Document:
+        truth, x = builder.rng.random() < 0.5, builder.filter(2)
+        cases = [(i, j) for i in (0, 1) for j in (0, 1) if is_true(bool(i), bool(j)) == truth]
+        presence = builder.rng.choice(cases)
+        numbers = tuple(builder.rng.choice((1, 1, 1, 2)) if present else 0 for present in presence)
+        question = builder.phrase(template, x=noun_phrase(x), **slots)
+        return _image_pair(builder, template, question, truth, x, numbers)
 
     return generate
 
 
-makes("compare", "both_have")(_presence(lambda left, right: left and right))
-makes("compare", "only_one")(_presence(lambda left, right: left != right))
-makes("compare", "any_has")(_presence(lambda left, right: left or right))
-makes("compare", "none_has")(_presence(lambda left, right: not (left or right)))
+register_generator("compare", "both_have")(_presence_generator(lambda left, right: left and right))
+register_generator("compare", "only_one")(_presence_generator(lambda left, right: left != right))
+register_generator("compare", "any_has")(_presence_generator(lambda left, right: left or right))
+register_generator("compare", "none_has")(_presence_generator(lambda left, right: not (left or right)))
 
 
-@makes("compare", "side_has")
-def side_has(make: Maker, template: str) -> Document:
-    side = make.rng.choice(SIDES)
+@register_generator("compare", "side_has")
+def side_has(builder: DocumentBuilder, template: str) -> Document:
+    """Presence in a named image."""
+    side = builder.rng.choice(SIDES)
     other = SIDES[side == "left"]
-    generate = _presence(lambda left, right: (left, right)[SIDES.index(side)], side=side, other=other)
-    return generate(make, template)
+    generate = _presence_generator(lambda left, right: (left, right)[SIDES.index(side)], side=side, other=other)
+    return generate(builder, template)
 
 
-@makes("compare", "more_on_side")
-def more_on_side(make: Maker, template: str) -> Document:
-    side, truth, wanted = make.rng.randrange(2), make.rng.random() < 0.5, make.filter(2)
-    numbers = [(i, j) for i in range(make.most) for j in range(make.most)]
-    right = [pair for pair in numbers if (pair[side] > pair[1 - side]) == truth and sum(pair)]
-    chosen = make.rng.choice(right)
-    question = make.say(template, side=SIDES[side], other=SIDES[1 - side], xs=noun(wanted, plural=True))
-    return _pair(make, template, question, truth, wanted, chosen)
+@register_generator("compare", "more_on_side")
+def more_on_side(builder: DocumentBuilder, template: str) -> Document:
+    """Comparison of the numbers in the two images."""
+    side, truth, x = builder.rng.randrange(2), builder.rng.random() < 0.5, builder.filter(2)
+    pairs = [(i, j) for i in range(builder.max_objects) for j in range(builder.max_objects)]
+    pairs = [pair for pair in pairs if (pair[side] > pair[1 - side]) == truth and sum(pair)]
+    numbers = builder.rng.choice(pairs)
+    question = builder.phrase(template, side=SIDES[side], other=SIDES[1 - side], xs=noun_phrase(x, plural=True))
+    return _image_pair(builder, template, question, truth, x, numbers)
 
 
-@makes("compare", "side_number")
-def side_number(make: Maker, template: str) -> Document:
-    side, truth, wanted = make.rng.randrange(2), make.rng.random() < 0.5, make.filter(2)
-    named = make.rng.randint(0, min(4, make.most))
-    wrong = [n for n in (named - 1, named + 1, named + 2) if 0 <= n <= make.most]
-    there = named if truth else make.rng.choice(wrong)
-    elsewhere = make.rng.randint(0, make.most - 1)
-    numbers = (there, elsewhere) if side == 0 else (elsewhere, there)
-    question = make.say(template, side=SIDES[side], number=number_of(wanted, named))
-    return _pair(make, template, question, truth, wanted, numbers)
+@register_generator("compare", "side_number")
+def side_number(builder: DocumentBuilder, template: str) -> Document:
+    """Number in a named image."""
+    side, truth, x = builder.rng.randrange(2), builder.rng.random() < 0.5, builder.filter(2)
+    named = builder.rng.randint(0, min(4, builder.max_objects))
+    wrong = [n for n in (named - 1, named + 1, named + 2) if 0 <= n <= builder.max_objects]
+    number = named if truth else builder.rng.choice(wrong)
+    elsewhere = builder.rng.randint(0, builder.max_objects - 1)
+    numbers = (number, elsewhere) if side == 0 else (elsewhere, number)
+    question = builder.phrase(template, side=SIDES[side], number=number_phrase(x, named))
+    return _image_pair(builder, template, question, truth, x, numbers)
 
 
-@makes("compare", "total")
-def total(make: Maker, template: str) -> Document:
-    truth, wanted = make.rng.random() < 0.5, make.filter(2)
-    named = make.rng.randint(0, min(6, make.most + 1))
-    there = (
-        named if truth else make.rng.choice([n for n in (named - 1, named + 1, named + 2) if 0 <= n <= 2 * make.most])
-    )
-    left = make.rng.randint(max(0, there - make.most), min(there, make.most))
-    question = make.say(template, number=number_of(wanted, named))
-    return _pair(make, template, question, truth, wanted, (left, there - left))
+@register_generator("compare", "total")
+def total(builder: DocumentBuilder, template: str) -> Document:
+    """Number in both images together."""
+    truth, x, maximum = builder.rng.random() < 0.5, builder.filter(2), builder.max_objects
+    named = builder.rng.randint(0, min(6, maximum + 1))
+    wrong = [n for n in (named - 1, named + 1, named + 2) if 0 <= n <= 2 * maximum]
+    number = named if truth else builder.rng.choice(wrong)
+    left = builder.rng.randint(max(0, number - maximum), min(number, maximum))
+    question = builder.phrase(template, number=number_phrase(x, named))
+    return _image_pair(builder, template, question, truth, x, (left, number - left))
 
 
 # ---- captions
 
 
-@makes("caption", "caption")
-def caption(make: Maker, template: str) -> Document:
-    """What one of five people would write about the objects."""
-    looks = make.mixture(make.total())
-    objects, roles = make.picture(looks, [NO_ROLE] * len(looks))
-    (text,) = captions_of(Scene(objects), make.rng, number=1)
+@register_generator("caption", "caption")
+def caption(builder: DocumentBuilder, template: str) -> Document:
+    """One of the five captions of a scene."""
+    appearances = builder.appearances(builder.count())
+    objects, roles = builder.image(appearances, [NO_ROLE] * len(appearances))
+    (text,) = caption_scene(Scene(objects), builder.rng, count=1)
     return Document(template, "", text, (objects,), (roles,))

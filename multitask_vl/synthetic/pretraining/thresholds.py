@@ -1,4 +1,4 @@
-"""What is a gate: a measured skill of a shipped backbone, and the least that it must be."""
+"""Required accuracy of the bundled backbones' skills."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Gate:
-    """One skill as measured.
+class Threshold:
+    """Measured accuracy of a skill and its required minimum.
 
     Attributes:
-        name: which backbone and skill, e.g. ``"clip/shape"``.
+        name: backbone and skill, e.g. ``"clip/shape"``.
         value: accuracy in percent.
-        target: the least that passes, in percent. None: published, not required.
-        count: items the value is a mean over.
+        target: minimum accuracy in percent. None: published, not required.
+        count: number of examples ``value`` is averaged over.
     """
 
     name: str
@@ -24,17 +24,20 @@ class Gate:
 
     @property
     def passed(self) -> bool:
+        """Whether the accuracy reaches the target, or none is required."""
         return self.target is None or self.value >= self.target
 
     def line(self) -> str:
-        """One line for people."""
-        asked = "not required" if self.target is None else f"at least {self.target:g}"
+        """Format as one line of a table."""
+        required = "not required" if self.target is None else f"at least {self.target:g}"
         mark = "     " if self.target is None else "ok   " if self.passed else "MISS "
-        return f"{mark} {self.name:32} {self.value:6.1f}  ({asked}; {self.count} items)"
+        return f"{mark} {self.name:32} {self.value:6.1f}  ({required}; {self.count} examples)"
 
 
-def table(gates: Sequence[Gate]) -> str:
-    """All lines, and a last one that counts the misses."""
-    missed = sum(not gate.passed for gate in gates)
-    required = sum(gate.target is not None for gate in gates)
-    return "\n".join([*(gate.line() for gate in gates), f"{required - missed} of {required} required gates passed"])
+def format_thresholds(thresholds: Sequence[Threshold]) -> str:
+    """Table with one line per threshold and the number passed at the end."""
+    num_missed = sum(not each.passed for each in thresholds)
+    num_required = sum(each.target is not None for each in thresholds)
+    return "\n".join(
+        [*(each.line() for each in thresholds), f"{num_required - num_missed} of {num_required} thresholds passed"]
+    )

@@ -1,4 +1,4 @@
-"""How is an official file read and written: gzip or plain, JSON as a stream or by lines, errors as file:line."""
+"""JSON streaming and file access for official annotation files, with errors as file:line."""
 
 from __future__ import annotations
 
@@ -12,167 +12,170 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-from multitask_vl.errors import InputError
-from multitask_vl.storage.atomic import write_whole
+from multitask_vl.errors import InputError, truncate
 
-_GZIP = b"\x1f\x8b"
-_PIECE = 1 << 20  # characters read at once
-_LONGEST = 1 << 20  # a mistake this far from the end of what is read is no value cut there; so no text is longer
-_BLANKS = re.compile(r"[ \t\n\r]*")
-_KINDS = {
-    str: "text", int: "a whole number", float: "a number", list: "a list", dict: "an object", bool: "true or false",
+_GZIP_MAGIC = b"\x1f\x8b"
+_READ_CHARS = 1 << 20
+_MAX_LOOKAHEAD = 1 << 20
+"""A parse error this far from the end of the buffer cannot be a value that the buffer cuts; longer strings are
+therefore reported as malformed."""
+_WHITESPACE = re.compile(r"[ \t\n\r]*")
+_TYPE_NAMES = {
+    str: "text", int: "an integer", float: "a number", list: "a list", dict: "an object", bool: "true or false",
 }  # fmt: skip
-_MEND = "Is the download complete? Compare its size, or fetch it again"
+_FIX_DOWNLOAD = "Is the download complete? Compare its size, or fetch it again"
 
 
-class Problems:
+class ErrorCollector:
     """Problems with the items of a split, counted by kind and raised together.
 
     Args:
         subject: dotted path of the configuration they belong to, e.g. ``tasks.vqa.splits.train``.
-        remarks: gets what was read in another form than it stands in the file, or left out as the configuration says:
-            what it was -> how often.
+        warnings: mapping that `warn` counts in: message -> number of items. None: a new one.
     """
 
-    def __init__(self, subject: str, remarks: dict[str, int] | None = None):
+    def __init__(self, subject: str, warnings: dict[str, int] | None = None):
         self.subject = subject
-        self.remarks = {} if remarks is None else remarks
-        self._found: dict[tuple[str, str], tuple[int, str]] = {}
+        self.warnings = {} if warnings is None else warnings
+        self._problems: dict[tuple[str, str], tuple[int, str]] = {}
 
-    def remark(self, what: str) -> None:
-        """Count something that is no problem but that the user should know of."""
-        self.remarks[what] = self.remarks.get(what, 0) + 1
+    def warn(self, message: str) -> None:
+        """Count an item that is not an error but that the user should know of, such as a dropped one."""
+        self.warnings[message] = self.warnings.get(message, 0) + 1
 
-    def add(self, kind: str, where: str, mend: str = "") -> None:
-        """Count one problem of a kind; ``where`` is told for the first only."""
-        count, first = self._found.get((kind, mend), (0, where))
-        self._found[kind, mend] = (count + 1, first)
+    def add(self, kind: str, where: str, fix: str = "") -> None:
+        """Count one problem of a kind. ``where`` is reported for the first problem of each kind only."""
+        count, first = self._problems.get((kind, fix), (0, where))
+        self._problems[kind, fix] = (count + 1, first)
 
-    def field(self, item: dict, name: str, kinds: type | tuple[type, ...], where: str) -> Any:
-        """The value of a field that must be there, of one of some types; None, and a problem, if it is not."""
-        kinds = kinds if isinstance(kinds, tuple) else (kinds,)
+    def require_field(self, item: dict, name: str, types: type | tuple[type, ...], where: str) -> Any:
+        """Value of a required field of one of some types; None, and a problem, if it is missing or has another type."""
+        types = types if isinstance(types, tuple) else (types,)
         value = item.get(name)
-        # JSON's true is an int to Python
-        if isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool)):
+        # bool is a subclass of int, but JSON's true is not a number
+        if isinstance(value, types) and (bool in types or not isinstance(value, bool)):
             return value
-        wanted = " or ".join(_KINDS[kind] for kind in kinds)
+        expected = " or ".join(_TYPE_NAMES[type_] for type_ in types)
         if name not in item:
-            self.add(f"field '{name}' ({wanted}) is missing", where)
+            self.add(f"field '{name}' ({expected}) is missing", where)
         else:
-            self.add(f"field '{name}' must be {wanted}", f"{where} has {short(value)}")
+            self.add(f"field '{name}' must be {expected}", f"{where} has {truncate_repr(value)}")
         return None
 
-    def raise_any(self) -> None:
-        """Raise InputError if there were problems: one line a kind, with its number and its first place."""
-        if self._found:
+    def raise_if_any(self) -> None:
+        """Raise InputError if there are problems, one line per kind with its count and the first place."""
+        if self._problems:
             raise InputError(
                 f"{self.subject}: {kind}: "
                 + (first if count == 1 else f"{count:,} in all, first at {first}")
-                + (f". {mend}" if mend else "")
-                for (kind, mend), (count, first) in self._found.items()
+                + (f". {fix}" if fix else "")
+                for (kind, fix), (count, first) in self._problems.items()
             )
 
 
-def walk(path: Path, whole: bool = False) -> Iterator[tuple[str | None, Any, str]]:
-    """The entries of a JSON file in a streaming way, so that a file of a gigabyte costs megabytes.
+def stream_json(path: Path, split_lists: bool = True) -> Iterator[tuple[str | None, Any, str]]:
+    """Stream the entries of a JSON file, so that a file of a gigabyte needs only megabytes of memory.
 
     Args:
-        whole: an object's members come whole, lists among them too.
+        split_lists: yield a member that is a list as one entry per item. False: every member is one entry.
 
     Yields:
-        key, value, where. For a list: its items under the key None. For an object: its members, but a member that is a
-        list comes as one entry an item, all under the member's key. ``where`` is ``file:line`` of the entry.
+        key, value, where. For a list: its items with the key None. For an object: its members; a member that is a list
+        gives one entry per item, all with the member's key. ``where`` is ``file:line`` of the entry.
 
     Raises:
-        InputError: no JSON, cut off, not UTF-8, broken gzip; with file:line.
+        InputError: not JSON, truncated, not UTF-8, or broken gzip; with file:line.
     """
-    with _opened(path) as file:
-        text = _Text(path, file)
-        start = text.peek()
+    with open_text(path) as file:
+        cursor = _JsonCursor(path, file)
+        start = cursor.peek()
         if start == "[":
-            yield from ((None, value, where) for value, where in text.items())
+            yield from ((None, value, where) for value, where in cursor.items())
         elif start == "{":
-            for key in text.members():
-                if text.peek() == "[" and not whole:
-                    yield from ((key, value, where) for value, where in text.items())
+            for key in cursor.members():
+                if cursor.peek() == "[" and split_lists:
+                    yield from ((key, value, where) for value, where in cursor.items())
                 else:
-                    where = text.where()
-                    yield key, text.value(), where
+                    where = cursor.where()
+                    yield key, cursor.value(), where
         else:
-            text.fail("expected a list or an object")
-        if text.peek():
-            text.fail("there is more text after the end")
+            cursor.fail("expected a list or an object")
+        if cursor.peek():
+            cursor.fail("there is more text after the end")
 
 
-def items_of(path: Path, member: str, problems: Problems) -> Iterator[tuple[dict, str]]:
-    """The objects in the list ``member`` of a JSON object, and where each stands; a file without any is a problem."""
-    seen = []
-    for key, value, where in walk(path):
-        if key not in seen:
-            seen.append(key)
+def stream_list(path: Path, member: str, problems: ErrorCollector) -> Iterator[tuple[dict, str]]:
+    """Stream the objects in the list ``member`` of a JSON object, each with its ``file:line``.
+
+    A file without such an item is added to ``problems``.
+    """
+    keys = []
+    for key, value, where in stream_json(path):
+        if key not in keys:
+            keys.append(key)
         if key != member:
             continue
         if isinstance(value, dict):
             yield value, where
         else:
-            problems.add(f"an item of '{member}' must be an object", f"{where} has {short(value)}")
-    if member not in seen:
-        holds = "a list" if seen == [None] else ", ".join(str(key) for key in seen[:8]) or "nothing"
-        problems.add(f"there is no item under '{member}'", f"{path} (it holds {holds})")
+            problems.add(f"an item of '{member}' must be an object", f"{where} has {truncate_repr(value)}")
+    if member not in keys:
+        content = "a list" if keys == [None] else ", ".join(str(key) for key in keys[:8]) or "nothing"
+        problems.add(f"there is no item under '{member}'", f"{path} (it contains {content})")
 
 
-def records(path: Path, problems: Problems) -> Iterator[tuple[dict, str]]:
-    """The objects of a file that is one list, or has one object a line, and ``file:line`` of each.
+def read_records(path: Path, problems: ErrorCollector) -> Iterator[tuple[dict, str]]:
+    """Read the objects of a JSON list or of a JSON lines file, each with its ``file:line``.
 
-    Which of the two it is, its first sign says; an item of a list that is no object is a problem.
+    The first character decides which of the two it is. List items that are not objects are added to ``problems``.
     """
-    with _opened(path) as file:
-        listed = _Text(path, file).peek() == "["
-    if not listed:
-        yield from json_lines(path)
+    with open_text(path) as file:
+        is_list = _JsonCursor(path, file).peek() == "["
+    if not is_list:
+        yield from read_jsonl(path)
         return
-    for _, item, where in walk(path):
+    for _, item, where in stream_json(path):
         if isinstance(item, dict):
             yield item, where
         else:
-            problems.add("an item of the list must be an object", f"{where} has {short(item)}")
+            problems.add("an item of the list must be an object", f"{where} has {truncate_repr(item)}")
 
 
 def read_results(path: Path, id_field: str, text_field: str, subject: str) -> dict[str, str]:
-    """An official results file, a list of ``{id_field, text_field}``, as id -> text.
+    """Read an official results file, a list of ``{id_field, text_field}``, as id -> text.
 
     Raises:
-        InputError: malformed, ids more than once, or none at all.
+        InputError: malformed, duplicate ids, or no results.
     """
-    problems, results = Problems(subject), {}
-    for _, item, where in walk(path):
+    problems, results = ErrorCollector(subject), {}
+    for _, item, where in stream_json(path):
         if not isinstance(item, dict):
-            problems.add(f"a list of {{{id_field}, {text_field}}} is expected", f"{where} has {short(item)}")
+            problems.add(f"a list of {{{id_field}, {text_field}}} is expected", f"{where} has {truncate_repr(item)}")
             continue
-        id_ = problems.field(item, id_field, (int, str), where)
-        text = problems.field(item, text_field, str, where)
+        id_ = problems.require_field(item, id_field, (int, str), where)
+        text = problems.require_field(item, text_field, str, where)
         if id_ is not None and str(id_) in results:
             problems.add(f"a second result for a {id_field}", f"{where} ({id_})")
         elif id_ is not None and text is not None:
             results[str(id_)] = text
-    problems.raise_any()
+    problems.raise_if_any()
     if not results:
-        raise InputError(f"{subject}: {path} holds no results")
+        raise InputError(f"{subject}: {path} contains no results")
     return results
 
 
-def official_id(id_: str) -> int | str:
-    """An id as official files write it: a whole number where it is one, for example ids are always text."""
+def native_id(id_: str) -> int | str:
+    """Convert an example id, which is always text, to its type in official files: an integer if it is one."""
     return int(id_) if id_.isdecimal() and str(int(id_)) == id_ else id_
 
 
-def json_lines(path: Path) -> Iterator[tuple[dict, str]]:
-    """The objects of a file that has one JSON object a line, and ``file:line`` of each; empty lines are passed over.
+def read_jsonl(path: Path) -> Iterator[tuple[dict, str]]:
+    """Read the objects of a JSON lines file, each with its ``file:line``; blank lines are skipped.
 
     Raises:
-        InputError: a line is no JSON object, not UTF-8, broken gzip.
+        InputError: a line is not a JSON object, not UTF-8, or broken gzip.
     """
-    with _opened(path) as file:
+    with open_text(path) as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue
@@ -180,149 +183,153 @@ def json_lines(path: Path) -> Iterator[tuple[dict, str]]:
             try:
                 item = _DECODER.decode(line)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{where}: malformed JSON: {_said(error)} (one object a line is expected)") from None
+                raise InputError(
+                    f"{where}: malformed JSON: {_error_text(error)} (one object per line is expected)"
+                ) from None
             if not isinstance(item, dict):
-                raise InputError(f"{where}: one JSON object a line is expected, got {short(item)}")
+                raise InputError(f"{where}: one JSON object per line is expected, got {truncate_repr(item)}")
             yield item, where
 
 
-def lines(path: Path) -> Iterator[tuple[str, str]]:
-    """The lines of a text file that are not blank, without their ends, and ``file:line`` of each."""
-    with _opened(path) as file:
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """Read the lines of a text file that are not blank, without line ends, each with its ``file:line``."""
+    with open_text(path) as file:
         for number, line in enumerate(file, 1):
             if line.strip():
                 yield line.rstrip("\n"), f"{path}:{number}"
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON so that it appears whole or not at all; NaN is refused."""
-    text = json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n"
-    # half of a surrogate pair is no character, but Python's escape of it is JSON's too
-    write_whole(path, text.encode(errors="backslashreplace"))
-
-
-class _Text:
-    """A JSON text read piece by piece, with the line of the place reached."""
+class _JsonCursor:
+    """Incremental JSON parser over a text file; it tracks the line number of its position."""
 
     def __init__(self, path: Path, file: io.TextIOBase):
         self.path, self.file = path, file
-        self.buffer, self.at, self.line, self.ended = "", 0, 1, False
+        self.buffer, self.position, self.line, self.at_eof = "", 0, 1, False
 
     def where(self) -> str:
+        """``file:line`` of the position."""
         return f"{self.path}:{self.line}"
 
-    def fail(self, what: str, at: int | None = None) -> NoReturn:
-        line = self.line + self.buffer.count("\n", self.at, self.at if at is None else at)
-        raise InputError(f"{self.path}:{line}: malformed JSON: {what}. {_MEND}")
+    def fail(self, message: str, position: int | None = None) -> NoReturn:
+        """Raise InputError for a position in the buffer, by default the current one."""
+        position = self.position if position is None else position
+        line = self.line + self.buffer.count("\n", self.position, position)
+        raise InputError(f"{self.path}:{line}: malformed JSON: {message}. {_FIX_DOWNLOAD}")
 
     def peek(self) -> str:
-        """The next character that is no blank; empty at the end of the file."""
+        """The next character that is not whitespace; empty at the end of the file."""
         while True:
-            self._go(_BLANKS.match(self.buffer, self.at).end())
-            if self.at < len(self.buffer):
-                return self.buffer[self.at]
-            if self.ended:
+            self._advance_to(_WHITESPACE.match(self.buffer, self.position).end())
+            if self.position < len(self.buffer):
+                return self.buffer[self.position]
+            if self.at_eof:
                 return ""
-            self._fill(_PIECE)
+            self._fill(_READ_CHARS)
 
     def value(self) -> Any:
         """The value that starts at the next character."""
         self.peek()
-        piece = _PIECE
+        size = _READ_CHARS
         while True:
             try:
-                value, end = _DECODER.raw_decode(self.buffer, self.at)
-                # a number at the very end of a piece may go on in the next
-                if end < len(self.buffer) or self.ended:
-                    self._go(end)
+                value, end = _DECODER.raw_decode(self.buffer, self.position)
+                # a number at the very end of the buffer may continue in the next chunk
+                if end < len(self.buffer) or self.at_eof:
+                    self._advance_to(end)
                     return value
             except json.JSONDecodeError as error:
-                if self.ended or len(self.buffer) - error.pos > _LONGEST:
+                if self.at_eof or len(self.buffer) - error.pos > _MAX_LOOKAHEAD:
                     self.fail(error.msg, error.pos)
             except (ValueError, RecursionError) as error:
-                # NaN, nesting, and whole numbers of more digits than Python reads
-                self.fail(_said(error))
-            self._fill(piece)
-            piece *= 2
+                # NaN, nesting, and integers with more digits than Python reads
+                self.fail(_error_text(error))
+            self._fill(size)
+            size *= 2
 
     def items(self) -> Iterator[tuple[Any, str]]:
-        """Values of the list that starts here, each with its place."""
+        """Values of the list that starts here, each with its ``file:line``."""
         for _ in self._entries("[", "]"):
             where = self.where()
             yield self.value(), where
 
     def members(self) -> Iterator[str]:
-        """Keys of the object that starts here; the caller reads each value before it asks for the next key."""
+        """Keys of the object that starts here. The caller must read each value before it asks for the next key."""
         for _ in self._entries("{", "}"):
             key = self.value()
             if not isinstance(key, str):
                 self.fail("a member's name must be text")
             if self.peek() != ":":
-                self.fail(f"expected ':' after {short(key)}")
-            self._go(self.at + 1)
+                self.fail(f"expected ':' after {truncate_repr(key)}")
+            self._advance_to(self.position + 1)
             yield key
 
     def _entries(self, opening: str, closing: str) -> Iterator[None]:
-        self._go(self.at + len(opening))
+        self._advance_to(self.position + len(opening))
         if self.peek() == closing:
-            self._go(self.at + 1)
+            self._advance_to(self.position + 1)
             return
         while True:
             self.peek()
             yield
-            sign = self.peek()
-            if sign not in (",", closing):
-                self.fail(f"expected ',' or '{closing}'" if sign else "the file ends in the middle")
-            self._go(self.at + 1)
-            if sign == closing:
+            separator = self.peek()
+            if separator not in (",", closing):
+                self.fail(f"expected ',' or '{closing}'" if separator else "the file ends in the middle")
+            self._advance_to(self.position + 1)
+            if separator == closing:
                 return
 
-    def _go(self, at: int) -> None:
-        self.line += self.buffer.count("\n", self.at, at)
-        self.at = at
+    def _advance_to(self, position: int) -> None:
+        self.line += self.buffer.count("\n", self.position, position)
+        self.position = position
 
     def _fill(self, size: int) -> None:
-        piece = self.file.read(size)
-        self.buffer, self.at = self.buffer[self.at :] + piece, 0
-        self.ended = not piece
+        chunk = self.file.read(size)
+        self.buffer, self.position = self.buffer[self.position :] + chunk, 0
+        self.at_eof = not chunk
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[io.TextIOBase]:
-    """A text file, unpacked where it is gzip (by its first bytes), a byte order mark passed over."""
+def open_text(path: Path) -> Iterator[io.TextIOBase]:
+    """Open a UTF-8 text file. gzip is detected by its first bytes, and a byte order mark is skipped.
+
+    Raises:
+        InputError: not UTF-8, broken gzip, or unreadable; also while the body reads.
+    """
     try:
         with path.open("rb") as raw:
-            packed = raw.read(2) == _GZIP
+            is_gzip = raw.read(2) == _GZIP_MAGIC
             raw.seek(0)
-            with io.TextIOWrapper(gzip.GzipFile(fileobj=raw) if packed else raw, encoding="utf-8-sig") as file:
+            with io.TextIOWrapper(gzip.GzipFile(fileobj=raw) if is_gzip else raw, encoding="utf-8-sig") as file:
                 yield file
     except UnicodeDecodeError as error:
-        what = f"not UTF-8 text (byte 0x{error.object[error.start]:02x}: {error.reason})"
-        raise InputError(f"{path}: broken gzip, or in it {what}. {_MEND}" if packed else f"{path}: {what}") from None
+        reason = f"not UTF-8 text (byte 0x{error.object[error.start]:02x}: {error.reason})"
+        message = (
+            f"{path}: broken gzip, or its content is {reason}. {_FIX_DOWNLOAD}" if is_gzip else f"{path}: {reason}"
+        )
+        raise InputError(message) from None
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise InputError(f"{path}: broken gzip: {error}. {_MEND}") from None
+        raise InputError(f"{path}: broken gzip: {error}. {_FIX_DOWNLOAD}") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from None
 
 
 class _NotJSON(ValueError):
-    """NaN and its like, which Python reads and JSON does not have."""
+    """NaN and infinities, which Python's decoder reads and JSON does not have."""
 
 
-def _constant(name: str) -> NoReturn:
+def _refuse_constant(name: str) -> NoReturn:
     raise _NotJSON(f"{name} is not JSON")
 
 
-_DECODER = json.JSONDecoder(parse_constant=_constant)
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant)
 
 
-def _said(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     if isinstance(error, RecursionError):
         return "nested too deeply"
     return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
 
 
-def short(value: Any) -> str:
-    """A value as JSON of at most sixty characters, for messages."""
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
+def truncate_repr(value: Any) -> str:
+    """A value as JSON of at most 60 characters, for messages."""
+    return truncate(json.dumps(value, ensure_ascii=False), 60)
