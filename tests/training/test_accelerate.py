@@ -100,3 +100,14 @@ def test_fsdp2_file_is_accepted(monkeypatch):
     accelerator = accelerator_with(monkeypatch, **variables)
     assert accelerator.distributed_type == DistributedType.NO
     assert os.environ["ACCELERATE_USE_FSDP"] == "true"
+
+
+@pytest.mark.slow
+def test_torchrun_trains_on_two_processes(tmp_path):
+    """The command in two_processes_cpu.yaml, in processes of its own; test_two_processes compares results."""
+    tiny_run.write_dataset(tmp_path)
+    config = tiny_run.write_config(tmp_path)
+    done = tiny_run.run(config, "training.max_steps=2", "evaluation.final_splits=[]", processes=2)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "on 2 x cpu" in done.stderr
+    assert [step for step, _, _ in tiny_run.read_losses(tmp_path / "run")] == [1, 2]
